@@ -1,0 +1,332 @@
+"""A recipe: every choice that decides what a training run learns, in one flat, printable, comparable record.
+
+Two runs with equal recipes learn the same thing. So a recipe is frozen, is stored as JSON in the run's folder, and is
+compared with the stored one before a run goes on. The command line shows each field as an option (``--lr 1e-3``).
+Sources: TaskExpert Sec. 4, MLoRE Sec. 4.1 for the settings of the papers; chapters 3 and 16 for the reasons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from mlore_edu.errors import UserError
+from mlore_edu.tasks import TASK_SETS, TaskSet
+
+Option = int | float | bool | str
+
+FREE_FIELDS = frozenset({"root", "workers", "log_interval", "eval_interval", "checkpoint_interval", "tensorboard"})
+"""Fields that may change when a run goes on, because they do not change what it learns."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training run; the texts below its fields are what ``mlore-edu train --help`` shows.
+
+    Raises
+    ------
+    UserError
+        If a value is out of its range, or a task is not in the data set.
+    """
+
+    name: str
+    """Also the name of the run's folder, unless --run names another."""
+
+    # The data: which set, where it lies, which of its tasks are learned, and at what size.
+    data: Literal["dollhouse", "pascal_context", "nyud_v2"] = "dollhouse"
+    """Data set; it decides which tasks there are."""
+    root: str = "data/dollhouse"
+    """Folder of the data set."""
+    tasks: tuple[str, ...] = ()
+    """Tasks to learn; none named means all of the data set. One name gives a single-task baseline."""
+    img_size: tuple[int, int] = (128, 128)
+    """Height and width of a training crop, and of the padded validation image, in pixels."""
+    augmentation: Literal["field", "flip", "none"] = "field"
+    """'field': random scale, crop, flip and colour, as in all the papers; 'flip': mirror images only."""
+
+    # The model: a name out of model.py, and what its decoder is told beyond its defaults.
+    model: str = "baseline_vit_nano"
+    """Decoder and encoder by name, as 'mlore-edu complexity' takes them."""
+    model_options: tuple[tuple[str, Option], ...] = ()
+    """Pairs of a decoder option and its value, e.g. '--model-options channels 96'."""
+    pretrained: bool = False
+    """Start the encoder from timm's ImageNet weights (fetched once from the Hugging Face Hub)."""
+    weights: str | None = None
+    """File with the encoder's weights, for machines without a network."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the encoder: each residual branch is skipped with up to this probability."""
+
+    # The loss: tasks speak in different units, so their losses need weights before they can be added.
+    loss_weights: tuple[tuple[str, float], ...] = ()
+    """Pairs of a task and its weight, replacing the field's (semseg 1, parts 2, saliency 5, normals 10, edge 50)."""
+    edge_positive_weight: float = 0.95
+    """Weight w of boundary pixels in the boundary loss; the rest weighs 1 - w. High values give thick boundaries."""
+
+    # The optimiser. A batch is counted over all GPUs, so the same recipe is the same training on one GPU or eight.
+    iterations: int = 1000
+    """Optimiser steps in all."""
+    batch_size: int = 16
+    """Images per optimiser step, over all GPUs and accumulated parts together."""
+    accumulation: int = 1
+    """Split each batch into this many parts, run one after the other: same gradient, less memory."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """The papers train with Adam; 'adamw' decays weights apart from the gradient."""
+    lr: float = 2e-5
+    """Learning rate at the start; it falls to zero along the polynomial (1 - i / iterations) ** poly_power."""
+    poly_power: float = 0.9
+    """Exponent of that polynomial; 1 is a straight line."""
+    weight_decay: float = 1e-6
+    """Pull of every weight towards zero."""
+    momentum: float = 0.9
+    """Only for SGD."""
+    clip_norm: float | None = 10.0
+    """Gradients longer than this (L2 norm over all parameters) are shortened to it; None leaves them alone."""
+    seed: int = 0
+    """Seeds the weights, the order of images, their augmentation and dropout."""
+
+    # How the numbers are computed: faster, nearly the same result.
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast type of the forward pass; fp16 adds loss scaling, bf16 does not need it."""
+    compile: bool = False
+    """Let torch.compile fuse the model's kernels: a slow first step, faster ones after it."""
+    channels_last: bool = False
+    """Store images as (B, H, W, C), which convolutions prefer."""
+    workers: int = 2
+    """Processes that load and augment images beside the training process."""
+
+    # When to look, and what to keep.
+    log_interval: int = 10
+    """Write losses, gradient norm and speed to log.jsonl every so many iterations."""
+    eval_interval: int | None = None
+    """Evaluate every so many iterations; None: only at the end. The result of a run is always its last iteration's."""
+    checkpoint_interval: int = 200
+    """A killed run loses at most this many iterations."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files (needs the package tensorboard)."""
+    boundary_protocol: Literal["pascal", "nyud", "quick"] = "pascal"
+    """How boundaries are judged; 'quick' looks at 19 instead of 101 thresholds."""
+    saliency_variant: Literal["standard", "released"] = "standard"
+    """'released': the four-threshold variant behind the papers' published maxF (chapter 2)."""
+    pictures: int = 8
+    """Validation images drawn with their labels and predictions at the end."""
+
+    def __post_init__(self) -> None:
+        task_set = self.task_set  # names a task that the data set lacks
+        for task_name, _ in self.loss_weights:
+            task_set[task_name]
+        limits = {
+            "iterations": 1, "batch_size": 1, "accumulation": 1, "workers": 0, "log_interval": 1,
+            "checkpoint_interval": 1, "pictures": 0, "lr": 0, "weight_decay": 0, "poly_power": 0,
+        }  # fmt: skip
+        for field_name, least in limits.items():
+            if not getattr(self, field_name) >= least:  # also catches nan
+                raise UserError(f"{field_name} is {getattr(self, field_name)}; give at least {least}.")
+        if self.eval_interval is not None and self.eval_interval < 1:
+            raise UserError(f"eval_interval is {self.eval_interval}; give at least 1, or None for the end only.")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise UserError(f"clip_norm is {self.clip_norm}; give a positive length, or None to leave gradients alone.")
+        if not 0 < self.edge_positive_weight < 1:
+            raise UserError(f"edge_positive_weight is {self.edge_positive_weight}; give a number between 0 and 1.")
+        if min(self.img_size) < 16:
+            raise UserError(f"img_size is {self.img_size[0]} x {self.img_size[1]}; give at least 16 16.")
+        if self.batch_size % self.accumulation:
+            raise UserError(
+                f"a batch of {self.batch_size} cannot be split into {self.accumulation} equal parts; "
+                "give an --accumulation that divides --batch-size."
+            )
+
+    @property
+    def task_set(self) -> TaskSet:
+        """The tasks this recipe learns, in the data set's order."""
+        everything = TASK_SETS[self.data]
+        return everything.subset(*self.tasks) if self.tasks else everything
+
+    def learning_rate(self, iteration: int) -> float:
+        """Learning rate of a step (0 is the first): ``lr * (1 - iteration / iterations) ** poly_power``."""
+        return float(self.lr * (1 - iteration / self.iterations) ** self.poly_power)
+
+    def to_json(self) -> str:
+        """The recipe as JSON text, one field per line."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """The recipe that :meth:`to_json` wrote; equal to the original.
+
+        Raises
+        ------
+        UserError
+            If the text is not JSON, or holds a field that this version does not know.
+        """
+        try:
+            stored = json.loads(text)
+            return cls(**{name: _as_tuple(value) for name, value in stored.items()})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"the stored recipe cannot be read ({error}); it was damaged or made by another version: "
+                "start a new run with --run FOLDER."
+            ) from error
+
+    def differences(self, other: Recipe) -> list[str]:
+        """Names of the fields that decide what is learned and differ from the other recipe."""
+        names = [field.name for field in fields(self) if field.name not in FREE_FIELDS]
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+def _as_tuple(value: Any) -> Any:
+    """JSON knows no tuples: turn its lists back into them."""
+    return tuple(_as_tuple(part) for part in value) if isinstance(value, list) else value
+
+
+def _recipes() -> dict[str, Recipe]:
+    """Every recipe by name; each one is written as the difference from the one it builds on."""
+    nano = Recipe(
+        name="dollhouse_baseline_nano",
+        img_size=(128, 128),
+        augmentation="flip",
+        lr=4e-3,  # a model of under a million weights, from scratch, wants 200 times the papers' rate
+        weight_decay=1e-4,
+        optimizer="adamw",
+        edge_positive_weight=0.8,
+        iterations=400,
+        batch_size=16,
+        channels_last=True,
+        boundary_protocol="quick",
+    )
+    dollhouse_512 = replace(
+        nano,
+        name="dollhouse_baseline_vit_small_512",
+        model="baseline_vit_small",
+        root="data/dollhouse_512",
+        img_size=(512, 512),
+        augmentation="field",
+        lr=2e-4,
+        iterations=20_000,
+        precision="bf16",
+        workers=8,
+        checkpoint_interval=1000,
+        boundary_protocol="pascal",
+    )
+    # The papers: TaskExpert Sec. 4, MLoRE Sec. 4.1. Adam at 2e-5 with weight decay 1e-6, batch 4, 40,000 iterations.
+    pascal = Recipe(
+        name="pascal_baseline_vit_base",
+        data="pascal_context",
+        root="data/PASCALContext",
+        img_size=(512, 512),
+        model="baseline_vit_base",
+        pretrained=True,
+        drop_path_rate=0.15,
+        iterations=40_000,
+        batch_size=4,
+        workers=4,
+        log_interval=50,
+        checkpoint_interval=1000,
+    )
+    nyud = replace(
+        pascal,
+        name="nyud_baseline_vit_base",
+        data="nyud_v2",
+        root="data/NYUDv2",
+        img_size=(448, 576),
+        boundary_protocol="nyud",
+    )
+    easy = replace(nano, name="dollhouse_baseline_nano_easy", root="data/dollhouse_easy", img_size=(64, 64))
+    return {recipe.name: recipe for recipe in (nano, easy, dollhouse_512, pascal, nyud)}
+
+
+RECIPES = _recipes()
+"""The named recipes of ``mlore-edu recipes``."""
+
+
+def find_recipe(name: str) -> Recipe:
+    """The named recipe.
+
+    Raises
+    ------
+    UserError
+        If there is none of that name; the sentence offers the closest ones.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    raise UserError(f"there is no recipe {name!r}; {_did_you_mean(name, list(RECIPES))}'mlore-edu recipes' lists all.")
+
+
+def override(recipe: Recipe, arguments: Sequence[str]) -> Recipe:
+    """The recipe with fields replaced by command-line options such as ``["--lr", "1e-3", "--tasks", "depth"]``.
+
+    Raises
+    ------
+    UserError
+        If an option is no field of a recipe, or a value does not fit its field.
+    """
+    import tyro  # here, because only the command line needs it
+
+    for option in _options(arguments):
+        _check_option(option[0])
+    parse = partial(tyro.cli, Recipe, default=recipe, description=f"Train the recipe {recipe.name}.")
+    if {"-h", "--help"} & set(arguments):
+        return parse(args=["--help"], prog=f"mlore-edu train {recipe.name}")
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # tyro's boxed report; ours is one sentence
+            return parse(args=list(arguments))
+    except SystemExit:
+        wrong = next(filter(partial(_is_rejected, parse), _options(arguments)), list(arguments))
+    raise UserError(
+        f"'{' '.join(wrong)}' does not fit; 'mlore-edu train {recipe.name} --help' says what {wrong[0]} takes."
+    )
+
+
+def _is_rejected(parse: Callable[..., Recipe], option: list[str]) -> bool:
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            parse(args=option)
+    except SystemExit:
+        return True
+    except UserError:  # alone it breaks a rule that it keeps together with the other options
+        return False
+    return False
+
+
+def _options(arguments: Sequence[str]) -> list[list[str]]:
+    """Cut the command line into options with their values, so that a mistake can be put down to one of them."""
+    groups: list[list[str]] = []
+    for argument in arguments:
+        if argument.startswith("--") or not groups:
+            groups.append([])
+        groups[-1].append(argument)
+    return groups
+
+
+def _check_option(option: str) -> None:
+    known = [field.name.replace("_", "-") for field in fields(Recipe)]
+    name = option.split("=")[0].removeprefix("--").replace("_", "-")
+    if name.removeprefix("no-") not in [*known, "help", "-h"] or not option.startswith("-"):
+        hint = _did_you_mean(name, known, prefix="--")
+        raise UserError(f"a recipe has no field {option!r}; {hint}'mlore-edu train RECIPE --help' lists all.")
+
+
+def _did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(prefix + match for match in close)}? " if close else ""
+
+
+def load_recipe(run: Path) -> Recipe:
+    """The recipe stored in a run folder.
+
+    Raises
+    ------
+    UserError
+        If the folder holds none.
+    """
+    try:
+        return Recipe.from_json((run / "recipe.json").read_text())
+    except OSError as error:
+        raise UserError(f"{run} holds no recipe.json ({error.strerror}); give the folder of a run.") from error
