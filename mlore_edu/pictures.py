@@ -1,0 +1,152 @@
+"""Colours for labels and predictions, and panels of them as one picture; numpy and Pillow only (chapter 1).
+
+The class colours were chosen by farthest-point search in CIELAB so that every pair stays apart for readers with
+normal, deuteranopic and protanopic vision (``tests/test_pictures.py`` checks the distances again).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from mlore_edu.errors import UserError
+from mlore_edu.tasks import DOLLHOUSE_CLASSES, IGNORE, PART_NAMES
+
+Array: TypeAlias = npt.NDArray[Any]
+
+DOLLHOUSE_COLOURS = (
+    *("d8d2c4", "9c7450", "f7f4ec", "9fd8f5", "e69f00", "9a7fc0", "4a2c12", "0072b2", "4b2f8a", "6fae8e"),
+    *("38474f", "f0e442", "0f5a2a", "d55e00", "e0589f"),
+)
+"""One hex colour per class of Dollhouse: the walls and the floor calm, the things on them bright."""
+
+PART_COLOURS = ("2b2b2b", "f0e442", "0072b2", "e69f00", "d55e00", "56b4e9", "009e73")
+"""Background dark, then the six parts in the colours of Okabe and Ito."""
+
+CLASS_COLOURS = (
+    *("334433", "0077aa", "ffcc44", "aaeecc", "448877", "779944", "55ddff", "0077ee", "661155", "ddee99"),
+    *("332288", "55aaff", "88bbbb", "004400", "55bb88", "447744", "bb9922", "556600", "338899", "55ffff"),
+    *("0066bb", "88cc66", "00aacc", "334488", "eeee77", "005577", "226666", "77dd99", "66aa66", "558800"),
+    *("3388dd", "aa0055", "883322", "339966", "cccc55", "559999", "ee77cc", "880033", "bb4444", "88bbff"),
+)
+"""Up to 40 classes, for PASCAL VOC and NYUD-v2."""
+
+IGNORED_COLOUR = (255, 255, 255)
+"""Pixels that do not count are white."""
+
+MAX_DEPTH = 8.0
+"""Depth in metres that is drawn in the darkest colour."""
+
+
+def palette(task: str, classes: int | None = None) -> Array:
+    """Colours of a class task as (classes, 3) uint8; ``classes`` tells 15 Dollhouse classes from 21 or 40 others."""
+    if task == "human_parts":
+        colours: Sequence[str] = PART_COLOURS
+    elif classes in (None, len(DOLLHOUSE_COLOURS)):
+        colours = DOLLHOUSE_COLOURS
+    else:
+        colours = CLASS_COLOURS
+    return np.array([tuple(bytes.fromhex(colour)) for colour in colours], dtype=np.uint8)
+
+
+def to_rgb(task: str, label: Any, classes: int | None = None) -> Array:
+    """Colour one label or decoded prediction.
+
+    Parameters
+    ----------
+    task
+        ``"image"`` or a task's name.
+    label
+        (H, W) class ids, saliency or boundary probability, (1, H, W) or (H, W) depth in metres, (3, H, W) or
+        (H, W, 3) normals or image; numpy or torch, without a batch dimension.
+    classes
+        Number of classes, for ``"semseg"`` (15 when not given).
+
+    Returns
+    -------
+    (H, W, 3) uint8. Ignored pixels are white. Normals: x, y, z from [-1, 1] to red, green, blue. Depth: near is
+    bright, :data:`MAX_DEPTH` metres and beyond is dark. Boundaries are black on white.
+    """
+    array = np.asarray(label)
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[-1] != 3:
+        array = array[0] if array.shape[0] == 1 else np.moveaxis(array, 0, -1)
+    if task == "image":
+        return array if array.dtype == np.uint8 else _to_byte(array)
+    if task in ("semseg", "human_parts"):
+        colours = palette(task, classes)
+        ignored = array == IGNORE
+        rgb = colours[np.where(ignored, 0, array).astype(int)]
+        return _blank(rgb, ignored)
+    if task == "normals":
+        return _blank(_to_byte((array + 1) / 2), np.abs(array).sum(-1) == 0)
+    if task == "depth":
+        return _blank(_cividis(1 - np.clip(array / MAX_DEPTH, 0, 1)), array <= 0)
+    if task in ("saliency", "edge"):
+        ignored = array == IGNORE
+        shade = np.where(ignored, 0, array)
+        grey = _to_byte(1 - shade if task == "edge" else shade)
+        return _blank(np.repeat(grey[..., None], 3, axis=-1), ignored)
+    raise UserError(f"No colours are known for a task named {task!r}; use image or one of the six tasks' names.")
+
+
+def panel(
+    rows: Sequence[Mapping[str, Any]], row_titles: Sequence[str] = (), side: int = 160, classes: int | None = None
+) -> Image.Image:
+    """Put labels and predictions in one picture: a row per mapping, a column per key, column titles on top.
+
+    Parameters
+    ----------
+    rows
+        ``{"image": …, "semseg": …}`` per row, each value as :func:`to_rgb` takes it; a missing key leaves a gap.
+    row_titles
+        Written up the left side, e.g. ``("label", "prediction")``.
+    side
+        Width in pixels that each cell is drawn at (nearest neighbour, so no colour is invented).
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[to_rgb(key, row[key], classes) if key in row else None for key in columns] for row in rows]
+    height, width = next(cell.shape[:2] for line in cells for cell in line if cell is not None)
+    cell_size = (side, round(side * height / width))
+    top, left, gap = 22, 22 if row_titles else 0, 4
+    page = Image.new(
+        "RGB", (left + len(columns) * (side + gap) - gap, top + len(rows) * (cell_size[1] + gap) - gap), "white"
+    )
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    for x, key in enumerate(columns):
+        draw.text((left + x * (side + gap) + side / 2, top / 2), key.replace("_", " "), "black", font, anchor="mm")
+    for y, line in enumerate(cells):
+        for x, cell in enumerate(line):
+            if cell is not None:
+                picture = Image.fromarray(cell).resize(cell_size, Image.Resampling.NEAREST)
+                page.paste(picture, (left + x * (side + gap), top + y * (cell_size[1] + gap)))
+    for y, title in enumerate(row_titles):
+        strip = Image.new("RGB", (cell_size[1], left), "white")
+        ImageDraw.Draw(strip).text((cell_size[1] / 2, left / 2), title, "black", font, anchor="mm")
+        page.paste(strip.rotate(90, expand=True), (0, top + y * (cell_size[1] + gap)))
+    return page
+
+
+def _to_byte(values: Array) -> Array:
+    return np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
+
+
+def _blank(rgb: Array, ignored: Array) -> Array:
+    rgb = rgb.copy()
+    rgb[ignored] = IGNORED_COLOUR
+    return rgb
+
+
+def _cividis(values: Array) -> Array:
+    """Matplotlib's colour map made for colour-blind readers, values in [0, 1] to (…, 3) uint8."""
+    from matplotlib import colormaps
+
+    coloured: Array = np.asarray(colormaps["cividis"](values, bytes=True))
+    return coloured[..., :3]
+
+
+assert len(DOLLHOUSE_COLOURS) == len(DOLLHOUSE_CLASSES)
+assert len(PART_COLOURS) == len(PART_NAMES)
