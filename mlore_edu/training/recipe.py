@@ -271,7 +271,9 @@ def override(recipe: Recipe, arguments: Sequence[str]) -> Recipe:
 
     for option in _options(arguments):
         _check_option(option[0])
-    parse = partial(tyro.cli, Recipe, default=recipe, description=f"Train the recipe {recipe.name}.")
+    parse: Callable[..., Recipe] = partial(
+        tyro.cli, Recipe, default=recipe, description=f"Train the recipe {recipe.name}."
+    )
     if {"-h", "--help"} & set(arguments):
         return parse(args=["--help"], prog=f"mlore-edu train {recipe.name}")
     try:
