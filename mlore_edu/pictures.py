@@ -72,8 +72,10 @@ def to_rgb(task: str, label: Any, classes: int | None = None) -> Array:
     bright, :data:`MAX_DEPTH` metres and beyond is dark. Boundaries are black on white.
     """
     array = np.asarray(label)
-    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[-1] != 3:
-        array = array[0] if array.shape[0] == 1 else np.moveaxis(array, 0, -1)
+    if array.ndim == 3 and task in ("image", "normals"):
+        array = array if array.shape[-1] == 3 else np.moveaxis(array, 0, -1)
+    elif array.ndim == 3:
+        array = array[0]
     if task == "image":
         return array if array.dtype == np.uint8 else _to_byte(array)
     if task in ("semseg", "human_parts"):
@@ -131,7 +133,8 @@ def panel(
 
 
 def _to_byte(values: Array) -> Array:
-    return np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
+    byte: Array = np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
+    return byte
 
 
 def _blank(rgb: Array, ignored: Array) -> Array:
@@ -144,8 +147,7 @@ def _cividis(values: Array) -> Array:
     """Matplotlib's colour map made for colour-blind readers, values in [0, 1] to (…, 3) uint8."""
     from matplotlib import colormaps
 
-    coloured: Array = np.asarray(colormaps["cividis"](values, bytes=True))
-    return coloured[..., :3]
+    return np.asarray(colormaps["cividis"](values, bytes=True))[..., :3]
 
 
 assert len(DOLLHOUSE_COLOURS) == len(DOLLHOUSE_CLASSES)

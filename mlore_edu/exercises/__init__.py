@@ -16,14 +16,14 @@ from functools import wraps
 from typing import Any
 
 
-class NotAnswered(Exception):
+class NotAnsweredError(Exception):
     """Raised inside a check when the answer is still the empty stub of the chapter."""
 
 
 def answered(value: Any) -> Any:
     """Give back what the reader's function returned, or stop the check if it is the stub's ``...`` or nothing."""
     if value is None or value is ...:
-        raise NotAnswered
+        raise NotAnsweredError
     return value
 
 
@@ -44,7 +44,7 @@ def exercise(number: str, hint: str) -> Callable[[Callable[[Any], None]], Callab
             try:
                 answered(answer)
                 test(answer)
-            except NotAnswered:
+            except NotAnsweredError:
                 print(f"Exercise {number}: not answered yet.")
                 return False
             except Exception as problem:  # the reader's code may raise anything

@@ -1,0 +1,108 @@
+"""What nbval cannot see: every chapter was run from top to bottom, and is what its script says.
+
+The outputs themselves are checked by `make notebooks` (pytest --nbval), which runs every cell again.
+"""
+
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import jupytext
+import numpy as np
+import pytest
+
+BOOK = Path(__file__).parents[1] / "book"
+CHAPTERS = sorted(BOOK.glob("*/[0-9][0-9]_*.ipynb"))
+
+
+@pytest.fixture(params=CHAPTERS, ids=lambda path: path.stem)
+def chapter(request):
+    notebook = json.loads(request.param.read_text())
+    notebook["path"] = request.param
+    notebook["code"] = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    return notebook
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def text(notebook):
+    return "\n".join(source(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+
+
+def test_every_chapter_of_the_contents_has_a_notebook():
+    named = re.findall(r"file: (part\S+)", (BOOK / "_toc.yml").read_text())
+    assert {BOOK / f"{name}.ipynb" for name in named} == set(CHAPTERS)
+    assert CHAPTERS
+
+
+def test_it_was_run_from_top_to_bottom_in_a_fresh_kernel(chapter):
+    assert [cell["execution_count"] for cell in chapter["code"]] == list(range(1, len(chapter["code"]) + 1))
+
+
+def test_no_cell_failed(chapter):
+    assert not [o for cell in chapter["code"] for o in cell["outputs"] if o["output_type"] == "error"]
+
+
+def test_no_cell_is_hidden_from_nbval(chapter):
+    allowed = {"nbval-ignore-output", "hide-input", "hide-output", "remove-input"}
+    for cell in chapter["code"]:
+        tags = set(cell["metadata"].get("tags", []))
+        assert tags <= allowed, tags
+        # only a widget, which prints nothing that could be compared, may leave its output unchecked
+        assert "nbval-ignore-output" not in tags or "interact" in source(cell)
+
+
+def test_it_equals_its_script(chapter):
+    script = jupytext.read(chapter["path"].with_suffix(".py"))
+    assert [cell.cell_type for cell in script.cells] == [cell["cell_type"] for cell in chapter["cells"]]
+    for written, run in zip(script.cells, chapter["cells"], strict=True):
+        assert written.source == source(run)
+
+
+def test_every_figure_has_alt_text_and_a_caption(chapter):
+    for cell in chapter["code"]:
+        if any("image/png" in output.get("data", {}) for output in cell["outputs"]):
+            shown = cell["metadata"].get("mystnb", {})
+            assert len(shown.get("image", {}).get("alt", "")) > 20, source(cell)[:80]
+            assert len(shown.get("figure", {}).get("caption", "")) > 20, source(cell)[:80]
+
+
+def test_outputs_hold_no_times_paths_or_addresses(chapter):
+    for cell in chapter["code"]:
+        for output in cell["outputs"]:
+            shown = "".join(output.get("text", "")) + "".join(output.get("data", {}).get("text/plain", ""))
+            assert not re.search(
+                r"0x[0-9a-f]{6,}|/(root|home|tmp|work|Users)/|\b\d+(\.\d+)? ?(ms|s/it|it/s)\b", shown
+            ), shown
+
+
+def test_cells_are_short_enough_to_read(chapter):
+    lengths = [len([line for line in source(cell).splitlines() if line.strip()]) for cell in chapter["code"]]
+    assert np.median(lengths) <= 8
+    assert np.percentile(lengths, 90) <= 30
+
+
+def test_it_has_the_anatomy_of_a_chapter(chapter):
+    prose = text(chapter)
+    for heading in ("What you will be able to do", "Exercises", "Takeaways"):
+        assert re.search(rf"^## {heading}", prose, re.MULTILINE), heading
+    assert re.search(r"minutes", prose)
+    assert 3 <= len(re.findall(r"```\{exercise\}", prose)) <= 5
+    assert len(re.findall(r"```\{exercise\}", prose)) == len(re.findall(r"```\{solution-start\}", prose))
+    assert any("interact" in source(cell) for cell in chapter["code"])
+
+
+def test_every_solution_is_run_and_found_correct(chapter):
+    printed = "".join("".join(o.get("text", "")) for cell in chapter["code"] for o in cell["outputs"])
+    asked = len(re.findall(r"```\{exercise\}", text(chapter)))
+    assert len(set(re.findall(r"Exercise (\d+\.\d+): correct\.", printed))) == asked
+
+
+def test_headings_come_in_order(chapter):
+    levels = [len(match) for match in re.findall(r"^(#+) ", text(chapter), re.MULTILINE)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(following - before <= 1 for before, following in pairwise(levels))

@@ -1,0 +1,72 @@
+"""Colours of labels: what is drawn is what the label says, and colours stay apart for colour-blind readers."""
+
+import numpy as np
+import pytest
+import torch
+from skimage.color import rgb2lab
+
+from mlore_edu.errors import UserError
+from mlore_edu.pictures import CLASS_COLOURS, DOLLHOUSE_COLOURS, IGNORED_COLOUR, PART_COLOURS, palette, panel, to_rgb
+from mlore_edu.tasks import NYUD_V2, PASCAL_CONTEXT
+
+# Linear-light simulation of full colour blindness (Machado, Oliveira and Fernandes, 2009, severity 1).
+DEUTERANOPIA = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+PROTANOPIA = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+
+
+def seen(rgb, matrix):
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    light = np.clip(linear @ np.array(matrix).T, 0, 1)
+    return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("colours", [DOLLHOUSE_COLOURS, PART_COLOURS, CLASS_COLOURS[:21], CLASS_COLOURS])
+@pytest.mark.parametrize("vision", [np.eye(3), DEUTERANOPIA, PROTANOPIA], ids=["full", "deuteranopia", "protanopia"])
+def test_every_pair_of_class_colours_stays_apart(colours, vision):
+    rgb = np.array([tuple(bytes.fromhex(colour)) for colour in colours]) / 255
+    lab = rgb2lab(seen(rgb, vision)[None])[0]
+    distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 1e3 * np.eye(len(lab))
+    assert distance.min() > 6  # a difference of about 2 is just visible side by side
+
+
+def test_palettes_cover_every_class():
+    for tasks in (PASCAL_CONTEXT, NYUD_V2):
+        classes = tasks["semseg"].channels
+        assert len(palette("semseg", classes)) >= classes
+
+
+def test_each_label_gets_its_colours():
+    ids = np.array([[0, 14], [255, 1]])
+    expected = np.array([palette("semseg")[0], palette("semseg")[14], IGNORED_COLOUR, palette("semseg")[1]])
+    assert (to_rgb("semseg", ids).reshape(4, 3) == expected).all()
+    assert to_rgb("saliency", np.array([[0.0, 1.0, 255]])).tolist() == [[[0] * 3, [255] * 3, list(IGNORED_COLOUR)]]
+    assert to_rgb("edge", torch.tensor([[0.0, 1.0]])).tolist() == [[[255] * 3, [0] * 3]]
+    facing = to_rgb("normals", torch.tensor([0.0, 0.0, 1.0]).reshape(3, 1, 1))
+    assert facing.tolist() == [[[128, 128, 255]]]
+    assert to_rgb("normals", np.zeros((1, 1, 3))).tolist() == [[list(IGNORED_COLOUR)]]
+
+
+def test_near_is_brighter_than_far_and_invalid_is_white():
+    near, far, invalid = to_rgb("depth", np.array([[[1.0, 7.0, 0.0]]]))[0].astype(int)
+    assert near.sum() > far.sum()
+    assert tuple(invalid) == IGNORED_COLOUR
+
+
+def test_images_pass_through_as_bytes():
+    image = np.full((3, 4, 5), 0.5, dtype=np.float32)
+    assert to_rgb("image", image).shape == (4, 5, 3)
+    assert to_rgb("image", np.full((4, 5, 3), 7, dtype=np.uint8)).max() == 7
+
+
+def test_an_unknown_task_is_named():
+    with pytest.raises(UserError, match="'flow'"):
+        to_rgb("flow", np.zeros((2, 2)))
+
+
+def test_a_panel_has_a_cell_per_row_and_key():
+    row = {"image": np.zeros((32, 48, 3), np.uint8), "depth": np.ones((1, 32, 48))}
+    page = panel([row, {"depth": row["depth"]}], ("label", "prediction"), side=96)
+    assert page.size == (22 + 2 * 100 - 4, 22 + 2 * 68 - 4)
+    cells = np.asarray(page)
+    assert (cells[22:86, 22:118] == 0).all()  # the image
+    assert (cells[22 + 68 :, 22:118] == 255).all()  # the gap below it
