@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 T = TypeVar("T")
 
@@ -69,12 +69,20 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model)
 
 
-def mean(values: Tensor) -> Tensor:
-    """The mean of a tensor over all processes."""
-    if world_size() > 1:
-        dist.all_reduce(values)
-        values = values / world_size()
-    return values
+def mean_of(record: dict[str, Any]) -> dict[str, Any]:
+    """The mean of every number in a nested record over all processes, in every process."""
+    return _mean(gather(record))
+
+
+def _mean(records: list[dict[str, Any]]) -> dict[str, Any]:
+    first = records[0]
+    if len(records) == 1:
+        return first
+    columns = {name: [record[name] for record in records] for name in first}
+    return {
+        name: _mean(column) if isinstance(first[name], dict) else type(first[name])(sum(column) / len(column))
+        for name, column in columns.items()
+    }
 
 
 def any_true(flag: bool) -> bool:

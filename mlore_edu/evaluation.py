@@ -1,0 +1,216 @@
+"""From raw predictions to the numbers of the papers' tables, and to pictures (chapters 2 and 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mlore_edu.data.datasets import LabelledImages
+from mlore_edu.data.loaders import Batch
+from mlore_edu.data.transforms import denormalise
+from mlore_edu.errors import UserError
+from mlore_edu.metrics import Meter, make_meters
+from mlore_edu.metrics.boundary import DOLLHOUSE_BOUNDARY, NYUD_BOUNDARY, PASCAL_BOUNDARY
+from mlore_edu.pictures import panel
+from mlore_edu.tasks import TaskSet
+from mlore_edu.training import checkpoint, distributed
+from mlore_edu.training.checkpoint import explain_disk_errors
+from mlore_edu.training.recipe import Recipe, load_recipe
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Parameters
+    ----------
+    metrics
+        The number of the papers' tables by task: mIoU, maxF, odsF in percent, mErr in degrees, RMSE in metres.
+    details
+        What lies behind each number: per class, curves, variants.
+    """
+
+    metrics: dict[str, float]
+    details: dict[str, dict[str, Any]]
+
+
+def decode(predictions: Mapping[str, Tensor], tasks: TaskSet) -> dict[str, Tensor]:
+    """Turn a model's raw predictions into answers.
+
+    Parameters
+    ----------
+    predictions
+        By task ``(B, channels, H, W)``: logits, unnormalised normals, metres.
+    tasks
+        Which tasks to decode.
+
+    Returns
+    -------
+    dict
+        Classes and parts: most likely class, int64 ``(B, H, W)``. Saliency and boundaries: probability ``(B, H, W)``.
+        Normals: unit vectors ``(B, 3, H, W)``. Depth: metres ``(B, 1, H, W)``. All float32. Chapter 3.
+    """
+    decoded = {}
+    for task in tasks:
+        raw = predictions[task.name].float()
+        if task.loss == "cross_entropy":
+            decoded[task.name] = raw.argmax(dim=1)  # (B, H, W)
+        elif task.loss == "balanced_cross_entropy":
+            decoded[task.name] = raw.softmax(dim=1)[:, 1]  # (B, H, W)
+        elif task.loss == "weighted_bce":
+            decoded[task.name] = raw.sigmoid()[:, 0]  # (B, H, W)
+        elif task.loss == "normals_l1":
+            decoded[task.name] = F.normalize(raw, dim=1)
+        else:
+            decoded[task.name] = raw
+    return decoded
+
+
+PROTOCOLS = {"pascal": PASCAL_BOUNDARY, "nyud": NYUD_BOUNDARY, "dollhouse": DOLLHOUSE_BOUNDARY}
+"""Boundary protocols by the name that recipes use."""
+
+
+def recipe_meters(recipe: Recipe) -> dict[str, Meter]:
+    """The meters that a recipe asks for, by task; boundaries are matched in as many threads as there are workers."""
+    return make_meters(
+        recipe.task_set,
+        boundary=PROTOCOLS[recipe.boundary_protocol] if recipe.boundary_protocol else None,
+        saliency=recipe.saliency_variant,
+        workers=recipe.workers,
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """Put a model into evaluation mode without gradients, and back into the mode it was in; gives its device."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield next(model.parameters()).device
+    finally:
+        model.train(was_training)
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    tasks: TaskSet,
+    *,
+    meters: Mapping[str, Meter] | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Judge a model on a data set, in single precision whatever it was trained in.
+
+    Images are judged at the padded size; padding carries ignored labels and does not count. Of several processes each
+    judges its share of the images, and all of them get the result of the whole.
+
+    Parameters
+    ----------
+    model
+        Returns raw predictions; judged in evaluation mode, and left in the mode it was in.
+    loader
+        Batches of images and targets, each image once (:func:`~mlore_edu.data.loaders.make_loader`).
+    tasks
+        Which tasks to judge.
+    meters
+        One meter per task; those of :func:`~mlore_edu.metrics.make_meters` if not given.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    Evaluation
+        Metrics and details by task. Source of the protocols: chapter 2.
+    """
+    meters = meters or make_meters(tasks)
+    with evaluating(model) as device:
+        for batch in tqdm(loader, desc="evaluating", disable=not progress, leave=False):
+            decoded = decode(model(batch["image"].to(device)).predictions, tasks)
+            for name, prediction in decoded.items():
+                meters[name].update(prediction, batch[name].to(device))
+    merged = {
+        name: reduce(lambda first, other: first.merge(other), distributed.gather(meters[name])) for name in meters
+    }
+    metrics = {name: float(meter.compute()) for name, meter in merged.items()}
+    return Evaluation(metrics, {name: meter.details() for name, meter in merged.items()})
+
+
+def draw(model: nn.Module, dataset: LabelledImages, tasks: TaskSet, folder: Path, count: int) -> list[Path]:
+    """Draw images, their labels, and below them the model's predictions, as ``folder/ID.png``.
+
+    Parameters
+    ----------
+    model, dataset, tasks
+        What predicts, on what, and which tasks are drawn.
+    folder
+        Where the pictures go.
+    count
+        How many images, spread evenly over the data set.
+
+    Returns
+    -------
+    list of Path
+        The pictures.
+    """
+    paths = []
+    chosen = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().int().tolist()
+    with evaluating(model) as device, explain_disk_errors(f"the pictures to {folder}", "the checkpoint is intact"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for index in chosen:
+            sample = dataset[index]
+            decoded = decode(model(sample["image"][None].to(device)).predictions, tasks)
+            label = {"image": denormalise(sample["image"]), **{name: sample[name] for name in tasks.names}}
+            prediction = {"image": label["image"], **{name: maps[0].cpu() for name, maps in decoded.items()}}
+            paths.append(folder / f"{sample['meta']['id']}.png")
+            panel([label, prediction], ("label", "prediction"), classes=_classes(tasks)).save(paths[-1])
+    return paths
+
+
+def _classes(tasks: TaskSet) -> int | None:
+    return tasks["semseg"].channels if "semseg" in tasks else None
+
+
+def evaluate_run(
+    run: Path, *, root: str | None = None, boundary_protocol: str | None = None, progress: bool = True
+) -> Evaluation:
+    """Judge the last checkpoint of a run again; the same numbers as at its end, unless other choices are asked for.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    root
+        Where the data set is, if it was moved.
+    boundary_protocol
+        ``"pascal"``, ``"nyud"`` or ``"dollhouse"``, in place of the recipe's.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    UserError
+        If the folder holds no run or no intact checkpoint, or the data are not there.
+    """
+    from mlore_edu.training.setup import evaluation_loader, make_model, make_validation_set
+
+    changes: dict[str, Any] = {"root": root, "boundary_protocol": boundary_protocol}
+    recipe = replace(load_recipe(run), **{name: value for name, value in changes.items() if value})
+    last = checkpoint.latest(run / "checkpoints")
+    if last is None:
+        raise UserError(f"{run} holds no checkpoint yet; train it first with 'mlore-edu train {recipe.name}'.")
+    weights, _ = checkpoint.load(last)
+    model = make_model(recipe, for_training=False)
+    model.load_state_dict(weights)
+    model.to(distributed.default_device())
+    loader = evaluation_loader(recipe, make_validation_set(recipe))
+    return evaluate(model, loader, recipe.task_set, meters=recipe_meters(recipe), progress=progress)

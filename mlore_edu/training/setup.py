@@ -1,0 +1,63 @@
+"""From a recipe to the objects it describes: model, data, optimiser. Training and evaluation share these."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mlore_edu.data.datasets import LabelledImages
+from mlore_edu.data.loaders import Loader, make_loader, open_dataset
+from mlore_edu.data.transforms import eval_transform, train_transform
+from mlore_edu.model import MultiTaskModel, build_model
+from mlore_edu.training import distributed
+from mlore_edu.training.recipe import Recipe
+
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    "field": {},
+    "flip": {"scale": (1, 1), "photometric": False},
+    "none": {"scale": (1, 1), "photometric": False, "flip": 0.0},
+}
+"""What each ``augmentation`` of a recipe tells :func:`~mlore_edu.data.transforms.train_transform`."""
+
+
+def make_model(recipe: Recipe, *, for_training: bool = True) -> MultiTaskModel:
+    """The recipe's model; without ImageNet weights where a checkpoint will replace them anyway."""
+    start = {"pretrained": recipe.pretrained, "weights": recipe.weights} if for_training else {}
+    options: dict[str, Any] = {**start, "drop_path_rate": recipe.drop_path_rate, **dict(recipe.model_options)}
+    model = build_model(recipe.model, recipe.task_set, recipe.img_size, **options)
+    # Here, not in the training loop: the layout decides which kernels run, hence the last digits of an evaluation.
+    return model.to(memory_format=torch.channels_last) if recipe.channels_last else model
+
+
+def make_datasets(recipe: Recipe) -> tuple[LabelledImages, LabelledImages]:
+    """The recipe's training and validation data."""
+    transform = train_transform(recipe.img_size, **AUGMENTATIONS[recipe.augmentation])
+    return open_dataset(recipe.data, recipe.root, "train", recipe.task_set, transform), make_validation_set(recipe)
+
+
+def make_validation_set(recipe: Recipe) -> LabelledImages:
+    """The recipe's validation data."""
+    return open_dataset(recipe.data, recipe.root, "val", recipe.task_set, eval_transform(recipe.img_size))
+
+
+def evaluation_loader(recipe: Recipe, dataset: LabelledImages) -> Loader:
+    """Every image of this process's share once, in batches that fit where a part of a training batch fits."""
+    return make_loader(
+        dataset,
+        max(1, recipe.batch_size // recipe.accumulation // distributed.world_size()),
+        train=False,
+        workers=recipe.workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser over all parameters; the learning rate is set anew before every step."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, recipe.lr, weight_decay=recipe.weight_decay)
