@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
+import torch
 from torch import Tensor, nn
 
 from mlore_edu.decoders.base import DecoderOutput, MapShape, resize
@@ -42,8 +44,10 @@ class BaselineDecoder(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> DecoderOutput:
         """Turn the backbone's maps into one map ``(B, C, h, w)`` per task, at the size of the largest map."""
-        total = maps[0].new_zeros(())
+        by_size: dict[tuple[int, int], Tensor] = {}  # maps of one size are summed before they are resized
         for feature_map, projection in zip(maps, self.projections, strict=True):
-            total = total + resize(projection(feature_map), self.size)  # (B, T*C, h, w)
+            size, projected = (feature_map.shape[2], feature_map.shape[3]), projection(feature_map)  # (B, T*C, h, w)
+            by_size[size] = by_size[size] + projected if size in by_size else projected
+        total = reduce(torch.add, (resize(summed, self.size) for summed in by_size.values()))  # (B, T*C, h, w)
         per_task = total.chunk(self.copies, dim=1) * (len(self.task_names) // self.copies)  # T of (B, C, h, w)
         return DecoderOutput(dict(zip(self.task_names, per_task, strict=True)), maps[0].new_zeros(()), {})
