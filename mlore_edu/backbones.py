@@ -7,7 +7,6 @@ four maps ``(B, C, h, w)``, ``backbone.channels`` and ``backbone.strides`` say b
 from __future__ import annotations
 
 import difflib
-import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import Block
@@ -238,8 +236,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"There is no file {path}; check the path.") from error
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged or holds no weights; fetch it again.") from error
+    except Exception as error:  # on a damaged file torch's reader may raise anything, IndexError and KeyError included
+        raise UserError(f"{path} is damaged or holds more than weights; fetch or save it again.") from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
