@@ -139,11 +139,11 @@ def _write_files(draft: Path, model_state: Mapping[str, Tensor], training_state:
 
 
 def _sync_folder(folder: Path) -> None:
+    """Push a folder's list of names to the disk, on file systems that know how."""
     descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with contextlib.suppress(OSError):
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    os.close(descriptor)
 
 
 def _list(folder: Path) -> list[Path]:

@@ -33,6 +33,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def is_main_by_environment() -> bool:
+    """The same before the processes have joined or after they have parted, from what torchrun told this one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def start() -> bool:
     """Join the other processes if torchrun started this one; returns whether it did."""
     if "RANK" not in os.environ or dist.is_initialized():

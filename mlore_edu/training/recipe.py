@@ -23,7 +23,9 @@ from mlore_edu.tasks import TASK_SETS, TaskSet
 
 Option = int | float | bool | str
 
-FREE_FIELDS = frozenset({"root", "workers", "log_interval", "eval_interval", "checkpoint_interval", "tensorboard"})
+FREE_FIELDS = frozenset(
+    {"root", "hardware", "workers", "log_interval", "eval_interval", "checkpoint_interval", "tensorboard"}
+)
 """Fields that may change when a run goes on, because they do not change what it learns."""
 
 
@@ -39,6 +41,9 @@ class Recipe:
 
     name: str
     """Also the name of the run's folder, unless --run names another."""
+
+    hardware: str = ""
+    """What the recipe was made for; a note."""
 
     # The data: which set, where it lies, which of its tasks are learned, and at what size.
     data: Literal["dollhouse", "pascal_context", "nyud_v2"] = "dollhouse"
@@ -190,6 +195,7 @@ def _recipes() -> dict[str, Recipe]:
     """Every recipe by name; each one is written as the difference from the one it builds on."""
     nano = Recipe(
         name="dollhouse_baseline_nano",
+        hardware="2 CPU cores, minutes",
         img_size=(128, 128),
         augmentation="flip",
         lr=4e-3,  # a model of under a million weights, from scratch, wants 200 times the papers' rate
@@ -204,6 +210,7 @@ def _recipes() -> dict[str, Recipe]:
         nano,
         name="dollhouse_baseline_vit_small_512",
         model="baseline_vit_small",
+        hardware="one GPU",
         root="data/dollhouse_512",
         img_size=(512, 512),
         augmentation="field",
@@ -216,6 +223,7 @@ def _recipes() -> dict[str, Recipe]:
     # The papers: TaskExpert Sec. 4, MLoRE Sec. 4.1. Adam at 2e-5 with weight decay 1e-6, batch 4, 40,000 iterations.
     pascal = Recipe(
         name="pascal_baseline_vit_base",
+        hardware="one GPU",
         data="pascal_context",
         root="data/PASCALContext",
         img_size=(512, 512),
