@@ -40,7 +40,7 @@ class DepthRMSE:
         """
         check_maps("RMSE", prediction, target, channels=1)
         check_finite("RMSE", "target", target)
-        valid = (target > 0) & (target < MAX_DEPTH)
+        prediction, valid = prediction.detach(), (target > 0) & (target < MAX_DEPTH)
         check_finite("RMSE", "prediction", prediction[valid])
         for image_prediction, image_target, image_valid in zip(prediction, target, valid):
             error = image_prediction[image_valid].double() - image_target[image_valid].double()  # (N,)

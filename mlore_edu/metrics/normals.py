@@ -57,7 +57,7 @@ class NormalError:
         """
         check_maps("mErr", prediction, target, channels=3)
         check_finite("mErr", "target", target)
-        valid = target.ne(0).any(1)  # (B, H, W)
+        prediction, valid = prediction.detach(), target.ne(0).any(1)  # (B, H, W)
         check_finite("mErr", "prediction", prediction.movedim(1, -1)[valid])
         for image_prediction, image_target, image_valid in zip(prediction, target, valid):
             angles = angular_error(image_prediction[:, image_valid].T, image_target[:, image_valid].T).cpu()  # (N,)
