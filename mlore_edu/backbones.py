@@ -89,6 +89,12 @@ class TimmBackbone(nn.Module):
         if "hrnet" not in spec.timm_name:  # fully convolutional, without drop path
             options |= {"img_size": self.input_size, "drop_path_rate": drop_path_rate}
         self.net: Any = timm.create_model(spec.timm_name, num_classes=0, **options)
+        module: Any
+        for module in self.net.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = (
+                    True  # off in timm's Swin: the same numbers, and complexity.py knows them as attention
+                )
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Turn images ``(B, 3, H, W)`` into four maps ``(B, channels[i], H / strides[i], W / strides[i])``."""

@@ -144,6 +144,19 @@ def test_dinov2_sees_the_image_at_fourteen_sixteenths_so_that_tokens_cover_sixte
     torch.testing.assert_close(backbone(images)[3].flatten(2).transpose(1, 2), tokens)
 
 
+def test_swin_gives_timms_four_stages_the_last_normalised() -> None:
+    torch.manual_seed(0)
+    backbone, reference = (
+        build_backbone("swin_tiny", (64, 96)).eval(),
+        timm.create_model("swin_tiny_patch4_window7_224", img_size=(64, 96), num_classes=0),
+    )
+    reference.load_state_dict(backbone.net.state_dict())
+    images = torch.randn(1, 3, 64, 96)
+    last, stages = reference.eval().forward_intermediates(images, output_fmt="NCHW")
+    for ours, theirs in zip(backbone(images), [*stages[:3], last.permute(0, 3, 1, 2)], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_drop_path_grows_to_the_given_rate_at_the_last_block() -> None:
     with torch.device("meta"):
         rates = [block.drop_path1 for block in build_backbone("vit_small", (32, 32), drop_path_rate=0.15).net.blocks]
