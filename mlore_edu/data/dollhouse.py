@@ -1,39 +1,108 @@
-"""Dollhouse: rendered rooms with exact labels for six tasks (chapter 1).  First simple version: a room, a box, a person."""
+"""Dollhouse: rendered rooms with exact labels for six tasks (chapter 1).
+
+A seed fixes a scene: :func:`mlore_edu.data.interiors.compose` furnishes a room, :func:`faults` judges a small view of
+it by rules on the label maps and has it furnished anew if it is a poor picture, and :func:`scene` renders what is left.
+Labels come from the geometry that the rays meet, never from the colours, so they are exact.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mlore_edu.data.raycasting import Primitive, hit_distance, local_normal
+from mlore_edu.data.furniture import Solid
+from mlore_edu.data.interiors import DIFFICULTIES, EASY, FULL, MEDIUM, Difficulty, Interior, compose
+from mlore_edu.data.materials import albedo
+from mlore_edu.data.raycasting import (
+    Camera,
+    Group,
+    Primitive,
+    antialias,
+    block_mean,
+    blocked,
+    cast,
+    lambert,
+    light_samples,
+    local_normal,
+    make_group,
+    single,
+    surface_coordinates,
+)
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import DOLLHOUSE_CLASSES
 
+__all__ = ["DIFFICULTIES", "EASY", "FULL", "MEDIUM", "Difficulty", "Scene", "boundaries", "faults", "salient", "scene"]
+
 Array = npt.NDArray[Any]
+
+SURFACES = tuple(DOLLHOUSE_CLASSES.index(name) for name in ("wall", "floor", "ceiling", "window", "picture", "rug"))
+"""Classes that make up the room; all others are objects, and may be salient."""
+
+PERSON = DOLLHOUSE_CLASSES.index("person")
+TABLE = DOLLHOUSE_CLASSES.index("table")
+
+PROBE = 48
+"""Side in pixels of the view by which a scene is judged and its salient object chosen, whatever size is asked for."""
+
+ATTEMPTS = 60
+"""Rooms furnished for one seed before the last one is taken as it is."""
 
 
 @dataclass(frozen=True)
-class Difficulty:
-    """How much varies from scene to scene."""
+class Labels:
+    """What the rays of one view say, without colour.
 
-    name: str
+    Parameters
+    ----------
+    solid
+        (H, W) index of the solid that each pixel shows.
+    instances, semseg, human_parts
+        (H, W) maps as in :class:`Scene`.
+    distance
+        (H * W,) metres along each ray.
+    directions
+        (3, H * W) unit vectors in room coordinates.
+    depth
+        (H, W) metres along the optical axis.
+    """
 
-
-EASY, MEDIUM, FULL = Difficulty("easy"), Difficulty("medium"), Difficulty("full")
-DIFFICULTIES: dict[str, Difficulty] = {d.name: d for d in (EASY, MEDIUM, FULL)}
+    solid: Array
+    instances: Array
+    semseg: Array
+    human_parts: Array
+    distance: Array
+    directions: Array
+    depth: Array
 
 
 @dataclass(frozen=True)
 class Scene:
     """One picture and all its labels.
 
-    ``image`` (H, W, 3) uint8; ``semseg`` (H, W) uint8 index into DOLLHOUSE_CLASSES; ``instances`` (H, W) uint16;
-    ``human_parts`` (H, W) uint8 0..6; ``saliency`` (H, W) uint8 0 or 1; ``normals`` (H, W, 3) float32 unit vectors
-    (x right, y up, z towards the camera); ``depth`` (H, W) float32 metres along the optical axis; ``edge`` (H, W) uint8;
-    ``meta``: seed, attempt, difficulty, size, focal (pixels), instances {id: (class, name)}.
+    Parameters
+    ----------
+    image
+        (H, W, 3) uint8 sRGB.
+    semseg
+        (H, W) uint8, position in ``DOLLHOUSE_CLASSES``.
+    instances
+        (H, W) uint16, from 1: each object, wall, floor and ceiling has a number of its own.
+    human_parts
+        (H, W) uint8, 0 (no person) to 6, position in ``PART_NAMES``.
+    saliency
+        (H, W) uint8, 1 on what a person would name first (:func:`salient`).
+    normals
+        (H, W, 3) float32 unit vectors: x right, y up, z towards the camera.
+    depth
+        (H, W) float32 metres along the optical axis.
+    edge
+        (H, W) uint8, 1 where a pixel differs in instance or class from the pixel to its right or below.
+    meta
+        ``id``, ``seed``, ``attempt``, ``difficulty``, ``size`` (H, W), ``focal`` (pixels), ``centre`` (principal point
+        (row, column) in pixels from the top left corner), ``instances`` {number: (class, name)}, ``salient`` (numbers).
     """
 
     image: Array
@@ -44,73 +113,256 @@ class Scene:
     normals: Array
     depth: Array
     edge: Array
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: dict[str, Any]
+
+
+class Stage:
+    """A furnished room made ready for rendering: its solids in float32, and what each belongs to."""
+
+    def __init__(self, interior: Interior) -> None:
+        self.interior = interior
+        camera = interior.camera
+        self.camera = Camera(camera.position.astype(np.float32), camera.rotation.astype(np.float32), camera.focal)
+        self.solids: list[Solid] = [solid for thing in interior.objects for solid in thing.solids]
+        self.primitives: list[Primitive] = [single(solid.primitive) for solid in self.solids]
+        self.owner = np.array([i for i, thing in enumerate(interior.objects) for _ in thing.solids])
+        self.part = np.array([solid.part for solid in self.solids], np.uint8)
+        names = [thing.class_name for thing in interior.objects]
+        self.classes = np.array([DOLLHOUSE_CLASSES.index(name) for name in names], np.uint8)
+        self.names = {i + 1: (name, f"{name} {names[:i].count(name) + 1}") for i, name in enumerate(names)}
+
+    def groups(self) -> list[Group]:
+        """The objects that cast shadows, a group each: all but the room's surfaces and what hangs flat on them."""
+        casting = [i for i, c in enumerate(self.classes) if c not in SURFACES]
+        return [make_group(self.primitives, np.flatnonzero(self.owner == i).tolist()) for i in casting]
+
+    def labels(self, shape: tuple[int, int]) -> Labels:
+        """Cast one ray through the middle of each pixel and look up what it meets."""
+        rays = self.camera.rays(shape)
+        directions = self.camera.rotation @ rays
+        distance, solid = cast(self.primitives, self.camera.position[:, None], directions)
+        solid = solid.reshape(shape)
+        owner = self.owner[solid]
+        instances = (owner + 1).astype(np.uint16)
+        depth = (distance * -rays[2]).reshape(shape)
+        return Labels(solid, instances, self.classes[owner], self.part[solid], distance, directions, depth)
+
+
+def boundaries(instances: Array, semseg: Array) -> Array:
+    """1 where a pixel differs from its right or lower neighbour in instance or class: lines one pixel thin."""
+    edge = np.zeros(instances.shape, np.uint8)
+    for labels in (instances, semseg):
+        edge[:-1] |= labels[:-1] != labels[1:]
+        edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    return edge
+
+
+def faults(labels: Labels, level: Difficulty) -> list[str]:
+    """Why a view makes a poor picture; an empty list if it does not.
+
+    Parameters
+    ----------
+    labels
+        The probe view of a room.
+    level
+        Its difficulty: a scene that must hold people has to show one.
+    """
+    pixels = labels.semseg.size
+    numbers, first, counts = np.unique(labels.instances, return_index=True, return_counts=True)
+    classes, share = labels.semseg.reshape(-1)[first], counts / pixels
+    thing = ~np.isin(classes, SURFACES)
+    person = classes == PERSON
+    heads = [bool((labels.human_parts[labels.instances == n] == 1).any()) for n in numbers[person & (share > 0.015)]]
+    room = share[np.isin(classes, SURFACES)].sum()
+    rules = {
+        "something is right in front of the camera": labels.depth.min() < 0.9,
+        "one object fills the view": bool((share[thing] > 0.4).any()),
+        "a person fills the view": bool((share[person] > 0.3).any()),
+        "a table top fills the view": bool((labels.semseg == TABLE).mean() > 0.22),
+        "the room is hidden": room < 0.3,
+        "the room is empty": room > 0.93,
+        "too few objects": int((share[thing] > 0.006).sum()) < max(1, level.furniture[0]),
+        "nothing stands out": not bool((share[thing] > 0.02).any()),
+        "a surface fills the view": bool((share[~thing] > 0.62).any()),
+        "no floor to stand on": bool((labels.semseg == DOLLHOUSE_CLASSES.index("floor")).mean() < 0.04),
+        "a person has no head": not all(heads),
+        "no person where one belongs": level.people[0] > 0 and not bool((share[person] > 0.03).any()),
+    }
+    return [name for name, broken in rules.items() if broken]
+
+
+def salient(labels: Labels, colours: Array) -> list[int]:
+    """Numbers of the instances that a person would name first.
+
+    People come first: all those at least a third as large as the largest, if that one covers 1.5 % of the view.
+    Otherwise it is the one object with the best product of size (square root of its share, at most 0.4), centrality
+    (a bell curve around the middle), nearness (inverse depth) and contrast (distance of its mean colour to the view's).
+
+    Parameters
+    ----------
+    labels
+        The probe view of a room.
+    colours
+        (S, 3) linear colour of each solid.
+    """
+    shape = labels.semseg.shape
+    people = np.unique(labels.instances[labels.semseg == PERSON], return_counts=True)
+    if people[0].size and people[1].max() >= 0.015 * labels.semseg.size:
+        return [int(n) for n, count in zip(*people, strict=True) if 3 * count >= people[1].max()]
+    rows, columns = (np.indices(shape) + 0.5) / np.array(shape)[:, None, None] - 0.5
+    picture = colours[labels.solid]
+    best, winner = 0.0, []
+    for number in np.unique(labels.instances[~np.isin(labels.semseg, SURFACES)]):
+        on = labels.instances == number
+        size = min(float(np.sqrt(on.mean())), 0.4)
+        central = float(np.exp(-4 * (rows[on].mean() ** 2 + columns[on].mean() ** 2)))
+        contrast = 0.15 + float(np.linalg.norm(picture[on].mean(axis=0) - picture.mean(axis=(0, 1))))
+        score = size * central * contrast / float(labels.depth[on].mean())
+        if score > best:
+            best, winner = score, [int(number)]
+    return winner
+
+
+def _stage(seed: int, level: Difficulty) -> tuple[Stage, list[int], int]:
+    """The first room of a seed that is a good picture, its salient instances, and how many were thrown away."""
+    for attempt in range(ATTEMPTS):
+        stage = Stage(compose(np.random.Generator(np.random.PCG64([seed, attempt])), level))
+        probe = stage.labels((PROBE, PROBE))
+        if not faults(probe, level):
+            break
+    colours = np.stack([solid.material.colour for solid in stage.solids])
+    return stage, salient(probe, colours), attempt
+
+
+@dataclass(frozen=True)
+class _Surface:
+    """What the rays meet, seen closely: points, normals, albedo (3, N) in room coordinates; gloss and glow (N,)."""
+
+    points: Array
+    normals: Array
+    albedo: Array
+    gloss: Array
+    glow: Array
+
+
+def _surface(stage: Stage, labels: Labels) -> _Surface:
+    """Normals and materials at every pixel, one visible solid after the other."""
+    points = stage.camera.position[:, None] + labels.directions * labels.distance
+    normals, colours = np.empty_like(points), np.empty_like(points)
+    gloss, glow = np.empty_like(labels.distance), np.empty_like(labels.distance)
+    solid = labels.solid.reshape(-1)
+    order = np.argsort(solid, kind="stable")
+    start = np.searchsorted(solid[order], np.arange(len(stage.solids) + 1))
+    pixel = np.float32(1 / (stage.camera.focal * min(labels.solid.shape)))  # its width at a distance of one metre
+    for k in np.flatnonzero(np.diff(start)):
+        rays = order[start[k] : start[k + 1]]
+        primitive, material = stage.primitives[k], stage.solids[k].material
+        local = primitive.rotation.T @ (points[:, rays] - primitive.centre[:, None])
+        local_up = local_normal(primitive, local)
+        normal = primitive.rotation @ local_up
+        slope = np.maximum(-np.einsum("cn,cn->n", normal, labels.directions[:, rays]), np.float32(0.15))
+        u, v = surface_coordinates(primitive, local, local_up)
+        colours[:, rays] = albedo(material, u, v, labels.distance[rays] * pixel / slope)
+        normals[:, rays], gloss[rays], glow[rays] = normal, material.gloss, material.glow
+    return _Surface(points, normals, colours, gloss, glow)
+
+
+def _ambient(interior: Interior, points: Array, normals: Array) -> Array:
+    """(3, N) light from everywhere: brighter from above, darker towards the room's corners."""
+    strength = 0.75 + 0.25 * normals[1]
+    limits = ((-interior.width / 2, interior.width / 2), (0.0, interior.height), (0.0, interior.depth))
+    for axis, (low, high) in enumerate(limits):
+        gap = np.minimum(points[axis] - low, high - points[axis])
+        strength *= 1 - 0.45 * np.exp(-4 * gap) * (1 - np.abs(normals[axis]))
+    light: Array = interior.ambient[:, None].astype(np.float32) * strength
+    return light
+
+
+def _shade(stage: Stage, labels: Labels, surface: _Surface) -> Array:
+    """(3, H, W) linear colour: light received times albedo, plus highlights."""
+    shape, count = labels.solid.shape, labels.solid.size
+    groups = stage.groups()
+    received = _ambient(stage.interior, surface.points, surface.normals) + np.float32(1.3) * surface.glow
+    mirrored = np.zeros_like(received)
+    for light in stage.interior.lights:
+        matt, shine = lambert(light, surface.points, surface.normals, -labels.directions, surface.gloss)
+        lit = np.flatnonzero(matt > 1e-4)
+        points = surface.points[:, lit]
+        towards = light_samples(light, shape)[:, lit] - points
+        length = np.sqrt(np.einsum("cn,cn->n", towards, towards))
+        dark = blocked(stage.primitives, groups, points, towards / length, length, labels.solid.reshape(-1)[lit])
+        visible = np.ones(count, np.float32)
+        visible[lit] = ~dark
+        visible = block_mean(visible.reshape(shape), labels.solid).reshape(-1)
+        colour = light.colour[:, None].astype(np.float32)
+        received += colour * (matt * visible)
+        mirrored += colour * (shine * visible)
+    colour = surface.albedo * received + np.float32(0.5) * mirrored
+    return antialias(stage.primitives, stage.camera, labels.solid, colour.reshape(3, *shape))
+
+
+def _develop(colour: Array, noise: float, seed: int) -> Array:
+    """Linear light (3, H, W) to an 8-bit picture (H, W, 3): soft shoulder, sRGB's gamma, sensor noise."""
+    value = 255 * (1 - np.exp(np.float32(-1.25) * np.maximum(colour, 0))) ** np.float32(1 / 2.2)
+    rng = np.random.Generator(np.random.PCG64([seed, *colour.shape]))
+    value += np.float32(noise) * rng.standard_normal(colour.shape, dtype=np.float32)
+    return np.ascontiguousarray(np.clip(value + 0.5, 0, 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+def _check(seed: int, size: int | tuple[int, int], difficulty: str | Difficulty) -> tuple[tuple[int, int], Difficulty]:
+    shape = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    if min(shape) < 8:
+        raise UserError(f"A Dollhouse scene of {shape[0]} x {shape[1]} pixels is too small; ask for at least 8 x 8.")
+    if seed < 0:
+        raise UserError(f"The seed {seed} is negative; use 0 or a positive whole number.")
+    if isinstance(difficulty, Difficulty):
+        return shape, difficulty
+    if difficulty not in DIFFICULTIES:
+        raise UserError(f"There is no difficulty {difficulty!r}; choose one of {', '.join(DIFFICULTIES)}.")
+    return shape, DIFFICULTIES[difficulty]
 
 
 def scene(seed: int, size: int | tuple[int, int] = 128, difficulty: str | Difficulty = "full") -> Scene:
-    """Render the scene of a seed."""
-    name = difficulty if isinstance(difficulty, str) else difficulty.name
-    if name not in DIFFICULTIES:
-        raise UserError(f"There is no difficulty {name!r}; choose one of {', '.join(DIFFICULTIES)}.")
-    height, width = (size, size) if isinstance(size, int) else size
-    rng = np.random.Generator(np.random.PCG64(seed))
-    focal = 0.9 * min(height, width)
-    y, x = np.mgrid[:height, :width]
-    d = np.stack([(x + 0.5 - width / 2) / focal, -(y + 0.5 - height / 2) / focal, -np.ones((height, width))])
-    d = (d / np.linalg.norm(d, axis=0)).reshape(3, -1).astype(np.float32)
-    o = np.array([[0.0], [1.4], [0.0]], np.float32)
-    px, bx = rng.uniform(-1.2, 1.2), rng.uniform(-1.2, 1.2)
+    """Render the scene of a seed; the same seed gives the same scene on any machine, and at any size the same room.
 
-    def solid(kind: Any, centre: tuple[float, ...], half: tuple[float, ...]) -> Primitive:
-        return Primitive(kind, np.array(centre), np.eye(3), np.array(half))
+    Parameters
+    ----------
+    seed
+        0 or a positive whole number.
+    size
+        Side of the square picture in pixels, or (H, W); at least 8.
+    difficulty
+        ``"easy"``, ``"medium"``, ``"full"`` or a :class:`Difficulty` of one's own.
 
-    parts: list[tuple[Primitive, int, int, int]] = [
-        (solid("box", (0, -0.5, -3), (4, 0.5, 5)), 1, 1, 0),
-        (solid("box", (0, 1.5, -6.5), (4, 1.5, 0.5)), 0, 2, 0),
-        (solid("box", (-3, 1.5, -3), (0.5, 1.5, 5)), 0, 3, 0),
-        (solid("box", (3, 1.5, -3), (0.5, 1.5, 5)), 0, 4, 0),
-        (solid("box", (0, 3.2, -3), (4, 0.5, 5)), 2, 5, 0),
-        (solid("box", (bx, 0.4, -4.5), (0.6, 0.4, 0.4)), DOLLHOUSE_CLASSES.index("cabinet"), 6, 0),
-    ]
-    body: list[tuple[str, tuple[float, float], tuple[float, float], int]] = [
-        ("capsule", (0, 1.62), (0.12, 0.03), 1),
-        ("capsule", (0, 1.15), (0.18, 0.2), 2),
-        *[("capsule", (s * 0.25, 1.25), (0.06, 0.12), 3) for s in (-1, 1)],
-        *[("capsule", (s * 0.25, 0.98), (0.05, 0.1), 4) for s in (-1, 1)],
-        *[("capsule", (s * 0.1, 0.68), (0.09, 0.16), 5) for s in (-1, 1)],
-        *[("capsule", (s * 0.1, 0.28), (0.07, 0.2), 6) for s in (-1, 1)],
-    ]
-    person = DOLLHOUSE_CLASSES.index("person")
-    parts += [(solid(k, (px + c[0], c[1], -2.8), (h[0], h[1], h[0])), person, 7, p) for k, c, h, p in body]
-    t = np.stack([hit_distance(p[0], o, d) for p in parts])
-    index = t.argmin(axis=0)
-    distance = t.min(axis=0)
-    points = o + distance * d
-    normals = np.zeros_like(points)
-    for k, (primitive, *_) in enumerate(parts):
-        on = index == k
-        normals[:, on] = local_normal(primitive, points[:, on] - primitive.centre[:, None].astype(np.float32))
-    colours = rng.uniform(0.2, 0.9, (len(parts), 3))
-    light = np.array([0.4, 0.8, 0.45])
-    shade = 0.4 + 0.6 * np.maximum(light @ normals, 0)
-    image = np.clip(255 * colours[index] * shade[:, None] ** 0.7, 0, 255).astype(np.uint8)
-
-    def table(column: int, dtype: Any) -> Array:
-        return np.array([p[column] for p in parts], dtype)[index].reshape(height, width)
-
-    instances = table(2, np.uint16)
-    edge = np.zeros((height, width), np.uint8)
-    edge[:-1] |= instances[:-1] != instances[1:]
-    edge[:, :-1] |= instances[:, :-1] != instances[:, 1:]
-    names = {p[2]: (DOLLHOUSE_CLASSES[p[1]], DOLLHOUSE_CLASSES[p[1]]) for p in parts}
+    Raises
+    ------
+    UserError
+        If the seed is negative, the size too small, or the difficulty unknown.
+    """
+    shape, level = _check(seed, size, difficulty)
+    stage, chosen, attempt = _stage(seed, level)
+    labels = stage.labels(shape)
+    surface = _surface(stage, labels)
+    normals = (stage.camera.rotation.T @ surface.normals).T.reshape(*shape, 3)
+    meta = {
+        "id": f"{level.name}_{seed:06d}",
+        "seed": seed,
+        "attempt": attempt,
+        "difficulty": level.name,
+        "size": shape,
+        "focal": stage.camera.focal * min(shape),
+        "centre": (shape[0] / 2, shape[1] / 2),
+        "instances": {n: stage.names[n] for n in np.unique(labels.instances).tolist()},
+        "salient": chosen,
+    }
     return Scene(
-        image.reshape(height, width, 3),
-        table(1, np.uint8),
-        instances,
-        table(3, np.uint8),
-        (instances == 7).astype(np.uint8),
-        np.ascontiguousarray(normals.T.reshape(height, width, 3), np.float32),
-        (distance * -d[2]).reshape(height, width).astype(np.float32),
-        edge,
-        {"seed": seed, "attempt": 0, "difficulty": name, "size": (height, width), "focal": focal, "instances": names},
+        image=_develop(_shade(stage, labels, surface), level.noise, seed),
+        semseg=labels.semseg,
+        instances=labels.instances,
+        human_parts=labels.human_parts,
+        saliency=np.isin(labels.instances, chosen).astype(np.uint8),
+        normals=np.ascontiguousarray(normals),
+        depth=labels.depth,
+        edge=boundaries(labels.instances, labels.semseg),
+        meta=meta,
     )

@@ -1,4 +1,4 @@
-"""Ray casting of boxes, ellipsoids, cylinders and capsules with numpy (chapter 1).
+"""Ray casting of planes, boxes, ellipsoids, cylinders and capsules with numpy, and soft light (chapter 1).
 
 Conventions: lengths in metres; points and directions are arrays (3, N), one row per coordinate, which keeps each
 coordinate contiguous and numpy fast; directions are unit vectors; y is up.
@@ -6,7 +6,9 @@ coordinate contiguous and numpy fast; directions are unit vectors; y is up.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +16,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-Kind = Literal["box", "ellipsoid", "cylinder", "capsule"]
+Kind = Literal["plane", "box", "ellipsoid", "cylinder", "capsule"]
 
 TINY = 1e-9
 """Smallest divisor: a ray parallel to a face divides by this instead of by zero and meets the face far away."""
@@ -27,15 +29,15 @@ class Primitive:
     Parameters
     ----------
     kind
-        ``"box"``, ``"ellipsoid"``, ``"cylinder"`` (axis y, capped) or ``"capsule"`` (axis y: a cylinder with a ball
-        at each end).
+        ``"plane"`` (the solid ground below y = 0), ``"box"``, ``"ellipsoid"``, ``"cylinder"`` (axis y, capped) or
+        ``"capsule"`` (axis y: a cylinder with a ball at each end).
     centre
         (3,) world position of the centre.
     rotation
         (3, 3) matrix whose columns are the solid's own axes in world coordinates.
     half
-        (3,) half sizes along its own axes. Cylinder and capsule: radius, half length of the axis, radius (the balls of
-        a capsule stick out by one radius).
+        (3,) half sizes along its own axes; unused by a plane. Cylinder and capsule: radius, half length of the axis,
+        radius (the balls of a capsule stick out by one radius).
     """
 
     kind: Kind
@@ -43,9 +45,11 @@ class Primitive:
     rotation: Array
     half: Array
 
-    @property
+    @cached_property
     def bounding_radius(self) -> float:
         """Radius of the smallest ball around the centre that holds the solid."""
+        if self.kind == "plane":
+            return float("inf")
         a, b, c = (float(value) for value in self.half)
         if self.kind == "box":
             return float(np.sqrt(a * a + b * b + c * c))
@@ -54,11 +58,16 @@ class Primitive:
         return float(np.hypot(a, b)) if self.kind == "cylinder" else a + b
 
 
+def single(primitive: Primitive) -> Primitive:
+    """The same solid in float32, the precision in which scenes are rendered (twice as fast as float64)."""
+    centre, rotation, half = (np.asarray(a, np.float32) for a in (primitive.centre, primitive.rotation, primitive.half))
+    return Primitive(primitive.kind, centre, rotation, half)
+
+
 def to_local(primitive: Primitive, origins: Array, directions: Array) -> tuple[Array, Array]:
     """Rays in the solid's own coordinates; lengths do not change, so neither do hit distances."""
-    dtype = directions.dtype
-    turn = primitive.rotation.T.astype(dtype)
-    return turn @ (origins - primitive.centre[:, None].astype(dtype)), turn @ directions
+    turn = primitive.rotation.T
+    return turn @ (origins - primitive.centre[:, None]), turn @ directions
 
 
 def hit_distance(primitive: Primitive, origins: Array, directions: Array) -> Array:
@@ -78,7 +87,9 @@ def hit_distance(primitive: Primitive, origins: Array, directions: Array) -> Arr
     (N,) distances in metres, infinity where the ray misses or the solid lies behind.
     """
     o, d = to_local(primitive, origins, directions)
-    half = primitive.half.astype(d.dtype)
+    half = primitive.half
+    if primitive.kind == "plane":
+        return _hit_plane(o, d)
     if primitive.kind == "box":
         return _hit_box(o, d, half)
     if primitive.kind == "ellipsoid":
@@ -92,12 +103,17 @@ def _safe_inverse(x: Array) -> Array:
     return 1 / np.where(np.abs(x) < TINY, np.asarray(TINY, x.dtype), x)
 
 
+def _hit_plane(o: Array, d: Array) -> Array:
+    """Height over fall: only a ray that sinks meets the ground."""
+    return np.where(d[1] < -TINY, -o[1] / np.minimum(d[1], -TINY), np.inf).astype(d.dtype, copy=False)
+
+
 def _hit_box(o: Array, d: Array, half: Array) -> Array:
     """A box is where three slabs overlap: the ray is inside after the last entry and before the first exit."""
     inverse = _safe_inverse(d)
     middle, spread = -o * inverse, half[:, None] * np.abs(inverse)
     near, far = (middle - spread).max(axis=0), (middle + spread).min(axis=0)
-    return np.where((near < far) & (near > 0), near, np.inf).astype(d.dtype)
+    return np.where((near < far) & (near > 0), near, np.inf).astype(d.dtype, copy=False)
 
 
 def _hit_ellipsoid(o: Array, d: Array, radii: Array) -> Array:
@@ -106,7 +122,7 @@ def _hit_ellipsoid(o: Array, d: Array, radii: Array) -> Array:
     a, b, c = (d * d).sum(axis=0), (o * d).sum(axis=0), (o * o).sum(axis=0) - 1
     discriminant = b * b - a * c
     t = (-b - np.sqrt(np.maximum(discriminant, 0))) / a
-    return np.where((discriminant > 0) & (t > 0), t, np.inf).astype(d.dtype)
+    return np.where((discriminant > 0) & (t > 0), t, np.inf).astype(d.dtype, copy=False)
 
 
 def _hit_cylinder(o: Array, d: Array, half: Array) -> Array:
@@ -121,7 +137,7 @@ def _hit_cylinder(o: Array, d: Array, half: Array) -> Array:
     near = np.maximum((-b - root) / a, middle - spread)
     far = np.minimum((-b + root) / a, middle + spread)
     hit = (b * b > a * c) & (near < far) & (near > 0)
-    return np.where(hit, near, np.inf).astype(d.dtype)
+    return np.where(hit, near, np.inf).astype(d.dtype, copy=False)
 
 
 def _hit_capsule(o: Array, d: Array, half: Array) -> Array:
@@ -140,12 +156,14 @@ def _hit_capsule(o: Array, d: Array, half: Array) -> Array:
     t_end = -b_end - np.sqrt(np.maximum(discriminant_end, 0))
     t = np.where(beyond, t_end, t)
     hit = (np.where(beyond, discriminant_end, discriminant) > 0) & (t > 0)
-    return np.where(hit, t, np.inf).astype(d.dtype)
+    return np.where(hit, t, np.inf).astype(d.dtype, copy=False)
 
 
 def local_normal(primitive: Primitive, points: Array) -> Array:
     """Outward unit normals (3, N), in the solid's own coordinates, at points (3, N) on its surface."""
-    half = primitive.half[:, None].astype(points.dtype)
+    half = primitive.half[:, None]
+    if primitive.kind == "plane":
+        return np.broadcast_to(np.array([[0], [1], [0]], points.dtype), points.shape)
     if primitive.kind == "box":
         face = np.argmax(np.abs(points) / half, axis=0)
         return np.where(np.arange(3)[:, None] == face, np.sign(points), 0).astype(points.dtype)
@@ -159,3 +177,269 @@ def local_normal(primitive: Primitive, points: Array) -> Array:
         normal = points * np.array([[1], [0], [1]], points.dtype)
         normal = np.where(on_cap, np.array([[0], [1], [0]], points.dtype) * np.sign(points), normal)
     return normal / np.maximum(np.sqrt((normal * normal).sum(axis=0)), TINY)
+
+
+def cast(primitives: Sequence[Primitive], origin: Array, directions: Array) -> tuple[Array, Array]:
+    """The first solid that each ray meets.
+
+    Parameters
+    ----------
+    primitives
+        The solids.
+    origin
+        (3, 1) common starting point, outside all solids.
+    directions
+        (3, N) unit vectors.
+
+    Returns
+    -------
+    distance, index
+        (N,) metres (infinity for a ray that meets nothing) and (N,) positions in ``primitives`` (-1 for nothing).
+    """
+    distance = np.full(directions.shape[1], np.inf, directions.dtype)
+    index = np.full(directions.shape[1], -1, np.int32)
+    for k, primitive in enumerate(primitives):
+        rays = _rays_towards(primitive, origin, directions)
+        if rays.size == 0:
+            continue
+        t = hit_distance(primitive, origin, directions[:, rays])
+        closer = t < distance[rays]
+        rays = rays[closer]
+        distance[rays], index[rays] = t[closer], k
+    return distance, index
+
+
+def _rays_towards(primitive: Primitive, origin: Array, directions: Array) -> Array:
+    """Indices of the rays inside the cone that the bounding ball fills, seen from the origin."""
+    if primitive.kind == "plane":
+        return np.arange(directions.shape[1])
+    offset = primitive.centre - origin[:, 0]
+    tangent_squared = offset @ offset - primitive.bounding_radius**2
+    along = offset @ directions
+    return np.flatnonzero(along > np.sqrt(max(tangent_squared, 0)) - 1e-4)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Solids of one object and a ball around them all: rays that miss the ball need not be tested further."""
+
+    centre: Array
+    radius: float
+    members: tuple[int, ...]
+
+
+def make_group(primitives: Sequence[Primitive], members: Sequence[int]) -> Group:
+    """The group of the named members of ``primitives``; its ball is centred in their middle."""
+    centres = np.stack([primitives[k].centre for k in members])
+    centre = (centres.min(axis=0) + centres.max(axis=0)) / 2
+    reach = np.sqrt(((centres - centre) ** 2).sum(axis=1))
+    radius = max(float(r) + primitives[k].bounding_radius for r, k in zip(reach, members, strict=True))
+    return Group(centre, radius, tuple(members))
+
+
+def _rays_near(centre: Array, radius: float, origins: Array, directions: Array, length: Array) -> Array:
+    """Indices of the rays that pass a ball between their origin and their length."""
+    offset = centre[:, None] - origins
+    along = np.einsum("cn,cn->n", offset, directions)
+    gap_square = np.einsum("cn,cn->n", offset, offset) - along * along
+    return np.flatnonzero((gap_square < radius * radius) & (along > -radius) & (along < length + radius))
+
+
+def blocked(
+    primitives: Sequence[Primitive],
+    groups: Sequence[Group],
+    origins: Array,
+    directions: Array,
+    length: Array,
+    own: Array,
+) -> Array:
+    """Whether something stands between each origin and a light.
+
+    Parameters
+    ----------
+    primitives, groups
+        The solids, and the groups of those that cast shadows.
+    origins, directions
+        (3, N) points on surfaces and (3, N) unit vectors towards the light.
+    length
+        (N,) distances to the light in metres.
+    own
+        (N,) index of the solid that each origin lies on: a convex solid does not shade its own lit side.
+
+    Returns
+    -------
+    (N,) bool.
+    """
+    result = np.zeros(origins.shape[1], bool)
+    for group in groups:
+        rays = _rays_near(group.centre, group.radius, origins, directions, length)
+        o, d, reach, base = origins[:, rays], directions[:, rays], length[rays], own[rays]
+        dark = result[rays]
+        for k in group.members if rays.size else ():
+            near = _rays_near(primitives[k].centre, primitives[k].bounding_radius, o, d, reach)
+            near = near[(base[near] != k) & ~dark[near]]
+            if near.size:
+                dark[near] = hit_distance(primitives[k], o[:, near], d[:, near]) < reach[near]
+        result[rays] = dark
+    return result
+
+
+@dataclass(frozen=True)
+class Light:
+    """A parallelogram that sends out light: its centre, its two half sides (3,), and its linear RGB colour (3,)."""
+
+    centre: Array
+    side_u: Array
+    side_v: Array
+    colour: Array
+
+
+GRID = 4
+"""A block of GRID x GRID pixels looks at GRID^2 points of a light, one each; their mean is the soft shadow."""
+
+
+def light_samples(light: Light, shape: tuple[int, int]) -> Array:
+    """One point (3, H * W) of the light for each pixel, so that every GRID x GRID block sees the whole light."""
+    rows, columns = np.indices(shape).reshape(2, -1)
+    # neighbours take distant strata: 5 and 7 have no factor in common with GRID^2
+    cell = (5 * (rows % GRID) * GRID + 7 * (columns % GRID) + rows % GRID) % GRID**2
+    u = ((cell % GRID + 0.5) / GRID * 2 - 1).astype(np.float32)
+    v = ((cell // GRID + 0.5) / GRID * 2 - 1).astype(np.float32)
+    centre, side_u, side_v = (a.astype(np.float32)[:, None] for a in (light.centre, light.side_u, light.side_v))
+    point: Array = centre + side_u * u + side_v * v
+    return point
+
+
+def block_mean(values: Array, same: Array) -> Array:
+    """Mean of (H, W) values over the GRID x GRID pixels around each pixel that carry the same number in ``same``."""
+    before, after = GRID // 2, GRID - 1 - GRID // 2
+    padded = np.pad(values, ((before, after), (before, after)))
+    padded_same = np.pad(same, ((before, after), (before, after)), constant_values=-2)
+    height, width = values.shape
+    total, count = np.zeros_like(values), np.zeros_like(values)
+    for i in range(GRID):
+        for j in range(GRID):
+            equal = padded_same[i : i + height, j : j + width] == same
+            total += padded[i : i + height, j : j + width] * equal
+            count += equal
+    return total / count
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera: position (3,), rotation (3, 3) with columns right, up, back, and focal length over the shorter
+    image side."""
+
+    position: Array
+    rotation: Array
+    focal: float
+
+    def rays(self, shape: tuple[int, int], pixels: Array | None = None, shift: tuple[float, float] = (0, 0)) -> Array:
+        """Unit directions in the camera's own coordinates.
+
+        Parameters
+        ----------
+        shape
+            (H, W) of the image.
+        pixels
+            (N,) flat pixel indices; all of them, row by row, when left out.
+        shift
+            Offset (down, right) from the pixel centres, in pixels.
+
+        Returns
+        -------
+        (3, N) float32; the third row is negative, since the camera looks along -z.
+        """
+        height, width = shape
+        flat = np.arange(height * width) if pixels is None else pixels
+        focal = self.focal * min(shape)
+        down = (flat // width + 0.5 + shift[0] - height / 2) / focal
+        right = (flat % width + 0.5 + shift[1] - width / 2) / focal
+        length = np.sqrt(right * right + down * down + 1)
+        return (np.stack([right, -down, -np.ones_like(right)]) / length).astype(np.float32)
+
+
+def look_at(position: Array, target: Array, focal: float, roll: float = 0.0) -> Camera:
+    """A camera at a position that looks at a target, turned by ``roll`` radians around the optical axis."""
+    back = (position - target) / np.linalg.norm(position - target)
+    right = np.array([back[2], 0, -back[0]]) / np.hypot(back[0], back[2])
+    up = np.cross(back, right)
+    turned = np.cos(roll) * right + np.sin(roll) * up
+    return Camera(position, np.stack([turned, np.cross(back, turned), back], axis=1), focal)
+
+
+def surface_coordinates(primitive: Primitive, points: Array, normals: Array) -> tuple[Array, Array]:
+    """Texture coordinates (u, v) in metres of local surface points (3, N) with local normals (3, N)."""
+    x, y, z = points
+    if primitive.kind == "plane":
+        return x, z
+    if primitive.kind == "box":
+        u, v = np.where(np.abs(normals[0]) > 0.5, z, x), np.where(np.abs(normals[1]) > 0.5, z, y)
+        return (v, u) if primitive.half[1] > max(primitive.half[0], primitive.half[2]) else (u, v)
+    flat = np.abs(normals[1]) > 0.999 if primitive.kind == "cylinder" else np.zeros(x.shape, bool)
+    around = np.arctan2(x, z) * np.asarray(primitive.half[0], x.dtype)
+    return np.where(flat, x, around), np.where(flat, z, y)
+
+
+def lambert(light: Light, points: Array, normals: Array, view: Array, gloss: Array) -> tuple[Array, Array]:
+    """Light received without shadows: matt (N,) and mirrored (N,), both falling off with distance from the light.
+
+    ``view`` (3, N) points towards the camera; ``gloss`` (N,) is 0 for matt surfaces.
+    """
+    towards = light.centre[:, None].astype(points.dtype) - points
+    distance = np.sqrt((towards * towards).sum(axis=0))
+    towards /= distance
+    fall_off = 1 / (1 + (distance / 3) ** 2)
+    matt = np.maximum((normals * towards).sum(axis=0), 0) * fall_off
+    half_way = towards + view
+    cosine = (normals * half_way).sum(axis=0) / np.sqrt((half_way * half_way).sum(axis=0))
+    return matt, gloss * fall_off * np.maximum(cosine, 0) ** 40 * (matt > 0)
+
+
+SUBPIXELS = ((-0.375, -0.125), (-0.125, 0.375), (0.125, -0.375), (0.375, 0.125))
+"""Offsets (down, right) of the four rays that a pixel on a boundary is averaged over."""
+
+
+def antialias(primitives: Sequence[Primitive], camera: Camera, index: Array, colour: Array) -> Array:
+    """Smooth the steps along boundaries, as a sensor does that collects light over its whole area.
+
+    A pixel next to a boundary sends four rays; each takes the mean colour of the neighbours that show the solid it
+    meets (the pixel's own colour when none does).
+
+    Parameters
+    ----------
+    primitives, camera
+        What was rendered, and from where.
+    index
+        (H, W) solid at each pixel centre, from :func:`cast`.
+    colour
+        (3, H, W) rendered colours.
+
+    Returns
+    -------
+    (3, H, W) smoothed colours.
+    """
+    height, width = index.shape
+    differs = np.zeros(index.shape, bool)
+    for a, b in (((slice(1, None), slice(None)), (slice(None, -1), slice(None))),
+                 ((slice(None), slice(1, None)), (slice(None), slice(None, -1)))):  # fmt: skip
+        step = index[a] != index[b]
+        differs[a] |= step
+        differs[b] |= step
+    pixels = np.flatnonzero(differs)
+    rows, columns = pixels // width, pixels % width
+    ring = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    around = np.stack([np.clip(rows + i, 0, height - 1) * width + np.clip(columns + j, 0, width - 1) for i, j in ring])
+    ring_index, ring_colour = index.reshape(-1)[around], colour.reshape(3, -1)[:, around]  # (9, N), (3, 9, N)
+    origin = camera.position[:, None]
+    visible = np.unique(index)
+    shifts = [camera.rays((height, width), pixels, shift) for shift in SUBPIXELS]
+    _, met = cast([primitives[k] for k in visible], origin, camera.rotation @ np.concatenate(shifts, axis=1))
+    total = np.zeros((3, pixels.size), np.float32)
+    for seen in visible[met].reshape(len(SUBPIXELS), -1):
+        weight = (ring_index == seen).astype(np.float32)
+        weight[4] += 1e-3  # the pixel itself, for a solid that no neighbour shows
+        total += np.einsum("crn,rn->cn", ring_colour, weight) / weight.sum(axis=0)
+    result = colour.reshape(3, -1).copy()
+    result[:, pixels] = total / len(SUBPIXELS)
+    return result.reshape(3, height, width)
