@@ -21,7 +21,7 @@ from mlore_edu.errors import UserError
 from mlore_edu.metrics import Meter, make_meters
 from mlore_edu.metrics.boundary import DOLLHOUSE_BOUNDARY, NYUD_BOUNDARY, PASCAL_BOUNDARY
 from mlore_edu.pictures import panel
-from mlore_edu.tasks import TaskSet
+from mlore_edu.tasks import Task, TaskSet
 from mlore_edu.training import checkpoint, distributed
 from mlore_edu.training.checkpoint import explain_disk_errors
 from mlore_edu.training.recipe import Recipe, load_recipe
@@ -178,6 +178,66 @@ def draw(model: nn.Module, dataset: LabelledImages, tasks: TaskSet, folder: Path
 
 def _classes(tasks: TaskSet) -> int | None:
     return tasks["semseg"].channels if "semseg" in tasks else None
+
+
+def constant_predictor_scores(
+    train_set: LabelledImages, validation_set: LabelledImages, tasks: TaskSet, *, per_pixel: bool = False
+) -> dict[str, float]:
+    """Scores of the best answer that does not look at the image: what a model must beat to have learned anything.
+
+    The answer is the most frequent class, the share of salient and boundary pixels, the mean direction and the mean
+    depth of the training labels.
+
+    Parameters
+    ----------
+    train_set, validation_set
+        Data sets whose samples all have the same size, transforms included.
+    tasks
+        Tasks to score.
+    per_pixel
+        False: one answer for all pixels. True: one for each place in the picture (floors are below), harder to beat.
+
+    Returns
+    -------
+    dict
+        Metric by task, as :func:`evaluate` gives it. Chapter 3.
+    """
+    sums: dict[str, Tensor] = {}
+    for index in range(len(train_set)):
+        sample = train_set[index]
+        for task in tasks:
+            sums[task.name] = sums.get(task.name, 0) + _label_sums(task, sample[task.name])  # (channels + 1, H, W)
+    meters = make_meters(tasks)
+    for index in range(len(validation_set)):
+        sample = validation_set[index]
+        for task in tasks:
+            pooled = sums[task.name] if per_pixel else sums[task.name].sum((1, 2), keepdim=True)
+            answer = _best_answer(task, pooled.expand_as(sums[task.name]))
+            meters[task.name].update(answer[None], sample[task.name][None])
+    return {name: float(meter.compute()) for name, meter in meters.items()}
+
+
+def _label_sums(task: Task, target: Tensor) -> Tensor:
+    """What an average is made of, (channels + 1, H, W): the label (one channel per class), and whether it counts."""
+    if task.loss == "normals_l1":
+        valid = (target != 0).any(0)
+    else:
+        valid = (target != task.ignore).view(target.shape[-2:])
+    label = target.double().view(-1, *valid.shape)
+    if task.loss == "cross_entropy":
+        label = (torch.arange(task.channels)[:, None, None] == target).double()
+    return torch.cat([label * valid, valid[None].double()])
+
+
+def _best_answer(task: Task, sums: Tensor) -> Tensor:
+    """The decoded prediction that the sums of training labels suggest."""
+    total, valid = sums[:-1].float(), sums[-1:].float()
+    if task.loss == "cross_entropy":
+        return total.argmax(0)  # (H, W)
+    if task.loss == "normals_l1":
+        return F.normalize(total, dim=0)  # (3, H, W)
+    mean = total / valid.clamp(min=1)
+    return mean if task.loss == "depth_l1" else mean[0]  # (1, H, W) or (H, W)
 
 
 def evaluate_run(

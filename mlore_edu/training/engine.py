@@ -85,6 +85,8 @@ def fit(
     with folder.claimed(recipe), Interruption() as interruption:
         training = Training(model, recipe, device or distributed.default_device())
         training.restore(folder)
+        if finished := folder.result(recipe):
+            return finished
         report = Report(training, validation_set, folder, progress)
         batches = iter(training.loader(train_set))
         bar = tqdm(desc="training", total=recipe.iterations, initial=training.iteration, disable=not progress)
