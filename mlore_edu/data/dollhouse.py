@@ -17,6 +17,7 @@ from mlore_edu.data.furniture import Solid
 from mlore_edu.data.interiors import DIFFICULTIES, EASY, FULL, MEDIUM, Difficulty, Interior, compose
 from mlore_edu.data.materials import albedo
 from mlore_edu.data.raycasting import (
+    BAYER,
     Camera,
     Group,
     Primitive,
@@ -25,7 +26,7 @@ from mlore_edu.data.raycasting import (
     blocked,
     cast,
     lambert,
-    light_samples,
+    light_points,
     local_normal,
     make_group,
     single,
@@ -46,6 +47,9 @@ TABLE = DOLLHOUSE_CLASSES.index("table")
 
 PROBE = 48
 """Side in pixels of the view by which a scene is judged and its salient object chosen, whatever size is asked for."""
+
+SMOOTH_FROM = 256
+"""Shorter side in pixels from which every pixel sends a ray to each light; in smaller pictures every second one."""
 
 ATTEMPTS = 60
 """Rooms furnished for one seed before the last one is taken as it is."""
@@ -133,8 +137,11 @@ class Stage:
 
     def groups(self) -> list[Group]:
         """The objects that cast shadows, a group each: all but the room's surfaces and what hangs flat on them."""
-        casting = [i for i, c in enumerate(self.classes) if c not in SURFACES]
-        return [make_group(self.primitives, np.flatnonzero(self.owner == i).tolist()) for i in casting]
+        members: dict[int, list[int]] = {}
+        for k, i in enumerate(self.owner):
+            if self.classes[i] not in SURFACES and self.solids[k].shades:
+                members.setdefault(i, []).append(k)
+        return [make_group(self.primitives, group) for group in members.values()]
 
     def labels(self, shape: tuple[int, int]) -> Labels:
         """Cast one ray through the middle of each pixel and look up what it meets."""
@@ -247,29 +254,37 @@ class _Surface:
 
 def _surface(stage: Stage, labels: Labels) -> _Surface:
     """Normals and materials at every pixel, one visible solid after the other."""
-    points = stage.camera.position[:, None] + labels.directions * labels.distance
-    normals, colours = np.empty_like(points), np.empty_like(points)
-    gloss, glow = np.empty_like(labels.distance), np.empty_like(labels.distance)
     solid = labels.solid.reshape(-1)
-    order = np.argsort(solid, kind="stable")
+    order = np.argsort(solid, kind="stable")  # pixels of one solid lie side by side, so each solid is a slice
     start = np.searchsorted(solid[order], np.arange(len(stage.solids) + 1))
+    points = stage.camera.position[:, None] + labels.directions * labels.distance
+    sorted_points, distance = points.take(order, axis=1), labels.distance[order]
+    rays = labels.directions.take(order, axis=1)
+    # rows: normal, albedo, gloss, glow
+    rows = np.empty((8, order.size), np.float32)
     pixel = np.float32(1 / (stage.camera.focal * min(labels.solid.shape)))  # its width at a distance of one metre
     for k in np.flatnonzero(np.diff(start)):
-        rays = order[start[k] : start[k + 1]]
+        here = slice(start[k], start[k + 1])
         primitive, material = stage.primitives[k], stage.solids[k].material
-        local = primitive.rotation.T @ (points[:, rays] - primitive.centre[:, None])
+        local = primitive.rotation.T @ (sorted_points[:, here] - primitive.centre[:, None])
         local_up = local_normal(primitive, local)
-        normal = primitive.rotation @ local_up
-        slope = np.maximum(-np.einsum("cn,cn->n", normal, labels.directions[:, rays]), np.float32(0.15))
-        u, v = surface_coordinates(primitive, local, local_up)
-        colours[:, rays] = albedo(material, u, v, labels.distance[rays] * pixel / slope)
-        normals[:, rays], gloss[rays], glow[rays] = normal, material.gloss, material.glow
-    return _Surface(points, normals, colours, gloss, glow)
+        normal = rows[:3, here] = primitive.rotation @ local_up
+        if material.texture == "plain":
+            rows[3:6, here] = material.colour[:, None]
+        else:
+            slope = np.maximum(-(normal * rays[:, here]).sum(axis=0), np.float32(0.15))
+            u, v = surface_coordinates(primitive, local, local_up)
+            rows[3:6, here] = albedo(material, u, v, distance[here] * pixel / slope)
+        rows[6, here], rows[7, here] = material.gloss, material.glow
+    back = np.empty_like(order)
+    back[order] = np.arange(order.size)
+    rows = rows.take(back, axis=1)
+    return _Surface(points, rows[:3], rows[3:6], rows[6], rows[7])
 
 
 def _ambient(interior: Interior, points: Array, normals: Array) -> Array:
-    """(3, N) light from everywhere: brighter from above, darker towards the room's corners."""
-    strength = 0.75 + 0.25 * normals[1]
+    """(3, N) light from everywhere: a little brighter from above, darker towards the room's corners."""
+    strength = 0.9 + 0.1 * normals[1]
     limits = ((-interior.width / 2, interior.width / 2), (0.0, interior.height), (0.0, interior.depth))
     for axis, (low, high) in enumerate(limits):
         gap = np.minimum(points[axis] - low, high - points[axis])
@@ -280,19 +295,21 @@ def _ambient(interior: Interior, points: Array, normals: Array) -> Array:
 
 def _shade(stage: Stage, labels: Labels, surface: _Surface) -> Array:
     """(3, H, W) linear colour: light received times albedo, plus highlights."""
-    shape, count = labels.solid.shape, labels.solid.size
+    shape, rows, columns = labels.solid.shape, *np.indices(labels.solid.shape) % 4
+    samples = 16 if min(shape) >= SMOOTH_FROM else 8
+    looking = (BAYER[rows, columns] < samples).reshape(-1)
     groups = stage.groups()
     received = _ambient(stage.interior, surface.points, surface.normals) + np.float32(1.3) * surface.glow
     mirrored = np.zeros_like(received)
     for light in stage.interior.lights:
         matt, shine = lambert(light, surface.points, surface.normals, -labels.directions, surface.gloss)
-        lit = np.flatnonzero(matt > 1e-4)
-        points = surface.points[:, lit]
-        towards = light_samples(light, shape)[:, lit] - points
+        pixels = np.flatnonzero(looking & (matt > 1e-4))
+        points = surface.points.take(pixels, axis=1)
+        towards = light_points(light, pixels, shape[1]) - points
         length = np.sqrt(np.einsum("cn,cn->n", towards, towards))
-        dark = blocked(stage.primitives, groups, points, towards / length, length, labels.solid.reshape(-1)[lit])
-        visible = np.ones(count, np.float32)
-        visible[lit] = ~dark
+        dark = blocked(stage.primitives, groups, points, towards / length, length, labels.solid.take(pixels))
+        visible = np.where(looking, np.float32(0), np.float32(np.nan))
+        visible[pixels] = ~dark
         visible = block_mean(visible.reshape(shape), labels.solid).reshape(-1)
         colour = light.colour[:, None].astype(np.float32)
         received += colour * (matt * visible)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,12 @@ _STRAIGHT.setflags(write=False)
 
 @dataclass(frozen=True)
 class Solid:
-    """A primitive, its material, and the human part it belongs to (0: none)."""
+    """A primitive, its material, the human part it belongs to (0: none), and whether it is large enough to shade."""
 
     primitive: Primitive
     material: Material
     part: int = 0
+    shades: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,17 +81,13 @@ def turn_y(angle: float) -> Array:
 
 def placed(solids: tuple[Solid, ...], position: Array, rotation: Array) -> tuple[Solid, ...]:
     """The same solids, turned and then moved."""
+    if not solids:
+        return ()
+    centres = np.stack([s.primitive.centre for s in solids]) @ rotation.T + position
+    rotations = rotation @ np.stack([s.primitive.rotation for s in solids])
     return tuple(
-        replace(
-            solid,
-            primitive=Primitive(
-                solid.primitive.kind,
-                rotation @ solid.primitive.centre + position,
-                rotation @ solid.primitive.rotation,
-                solid.primitive.half,
-            ),
-        )
-        for solid in solids
+        Solid(Primitive(s.primitive.kind, centre, turned, s.primitive.half), s.material, s.part, s.shades)
+        for s, centre, turned in zip(solids, centres, rotations, strict=True)
     )
 
 
@@ -180,12 +178,9 @@ def sofa(rng: Rng, paint: Paint) -> Thing:
         *_legs(half - 0.04, 0.38, 0.06, 0.025, True, paint("wood")),
     ]
     for sx in (-1, 1):
-        solids.append(solid("box", (sx * (half - 0.07), arm / 2 + 0.03, 0), (0.07, arm / 2 - 0.03, 0.43), fabric))
-        solids.append(
-            rod(
-                "capsule", *np.array([[sx * (half - 0.07), arm, -0.36], [sx * (half - 0.07), arm, 0.36]]), 0.075, fabric
-            )
-        )
+        x = sx * (half - 0.07)
+        solids.append(solid("box", (x, arm / 2 + 0.03, 0), (0.07, arm / 2 - 0.03, 0.43), fabric))
+        solids.append(rod("capsule", np.array([x, arm, -0.36]), np.array([x, arm, 0.36]), 0.075, fabric))
     seats = []
     for place in range(places):
         x = (place - (places - 1) / 2) * 0.6
@@ -237,7 +232,8 @@ def cabinet(rng: Rng, paint: Paint) -> Thing:
             x, y = -half + (i + 0.5) * step, 0.08 + (j + 0.5) * rise
             solids.append(solid("box", (x, y, depth), (step / 2 - 0.012, rise / 2 - 0.012, 0.012), door))
             handle = x + (0.36 * step if i % 2 == 0 else -0.36 * step)
-            solids.append(solid("ellipsoid", (handle, y, depth + 0.025), (0.018, 0.018, 0.018), knob))
+            ball = solid("ellipsoid", (handle, y, depth + 0.025), (0.018, 0.018, 0.018), knob)
+            solids.append(replace(ball, shades=False))
     return Thing("cabinet", tuple(solids), (half, depth + 0.04), height, surface=height < 1.2)
 
 
@@ -245,15 +241,18 @@ def _bookshelf(rng: Rng, wood: Material, paint: Paint) -> Thing:
     half, height, depth, boards = rng.uniform(0.4, 0.6), rng.uniform(1.1, 1.9), 0.15, int(rng.integers(3, 5))
     solids = [solid("box", (sx * half, height / 2, 0), (0.015, height / 2, depth), wood) for sx in (-1, 1)]
     solids.append(solid("box", (0, height / 2, -depth + 0.01), (half, height / 2, 0.008), wood))
+    covers = [paint("art") for _ in range(5)]
     shelves = np.linspace(0.06, height - 0.015, boards + 1)
     solids += [solid("box", (0, y, 0), (half, 0.015, depth), wood) for y in shelves]
-    for low, high in zip(shelves[:-1], shelves[1:], strict=True):
+    for low, high in pairwise(shelves):
         x = -half + 0.03
         while x < half - 0.15:  # a row of books is a few blocks of one colour each
             wide, tall = rng.uniform(0.05, 0.14), (high - low - 0.03) * rng.uniform(0.55, 0.9)
             if rng.random() < 0.75:
-                book = solid("box", (x + wide, low + 0.015 + tall / 2, 0), (wide, tall / 2, 0.1), paint("art"))
-                solids.append(book)
+                book = solid(
+                    "box", (x + wide, low + 0.015 + tall / 2, 0), (wide, tall / 2, 0.1), covers[rng.integers(5)]
+                )
+                solids.append(replace(book, shades=False))
             x += 2 * wide + 0.01
     return Thing("cabinet", tuple(solids), (half + 0.02, depth), height)
 
@@ -305,8 +304,7 @@ def plant(rng: Rng, paint: Paint, size: float = 1.0) -> Thing:
             y, r = rng.uniform(0.62, 0.95) * top, rng.uniform(0.13, 0.2) * size
             solids.append(solid("ellipsoid", (x, y, z), (r, 0.85 * r, r), leaf))
     else:
-        stem = np.array([[0, tall, 0], [0, top - 0.1, 0]])
-        solids.append(rod("capsule", *stem, 0.075 * size, leaf))
+        solids.append(rod("capsule", np.array([0, tall, 0]), np.array([0, top - 0.1, 0]), 0.075 * size, leaf))
         for sx in (-1, 1):
             y = tall + rng.uniform(0.35, 0.6) * (top - tall)
             elbow, tip = np.array([sx * 0.16 * size, y, 0]), np.array([sx * 0.16 * size, y + 0.22 * size, 0])
@@ -349,8 +347,8 @@ def picture(rng: Rng, paint: Paint) -> Thing:
     for depth in (0.016, 0.018, 0.02)[: 0 if view else int(rng.integers(1, 4))]:
         x, y, r = rng.uniform(-0.5, 0.5) * half, rng.uniform(-0.5, 0.5) * tall, rng.uniform(0.25, 0.5)
         if rng.random() < 0.5:
-            disc = np.array([[x, y, 0], [x, y, depth * 2]])
-            solids.append(rod("cylinder", *disc, r * min(half, tall), paint("art")))
+            back, front = np.array([x, y, 0]), np.array([x, y, depth * 2])
+            solids.append(rod("cylinder", back, front, r * min(half, tall), paint("art")))
         else:
             solids.append(solid("box", (x, y, depth), (r * half, r * tall * 0.6, depth), paint("art")))
     return Thing("picture", tuple(solids), (half + 0.03, 0.04), tall + 0.03)

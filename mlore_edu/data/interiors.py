@@ -63,7 +63,9 @@ class Difficulty:
 _SMALL = frozenset({"table", "sofa", "cabinet", "ball", "person"})
 _ALL = _SMALL | {"window", "picture", "rug", "chair", "bed", "lamp", "plant"}
 EASY = Difficulty("easy", _SMALL, (1, 1), (1, 1), (1, 1), (1.9, 2.6), 0.15, 0.0, 0.3, 0.25, 0.2, 2.0)
-MEDIUM = Difficulty("medium", _ALL - {"window", "bed"}, (1, 3), (1, 2), (2, 4), (1.9, 3.4), 0.5, 0.15, 0.6, 0.6, 0.6, 3.0)
+MEDIUM = Difficulty(
+    "medium", _ALL - {"window", "bed"}, (1, 3), (1, 2), (2, 4), (1.9, 3.4), 0.5, 0.15, 0.6, 0.6, 0.6, 3.0
+)
 FULL = Difficulty("full", _ALL, (2, 4), (0, 3), (3, 7), (1.9, 4.2), 1.0, 0.35, 1.0, 1.0, 1.0, 4.0)
 DIFFICULTIES = {level.name: level for level in (EASY, MEDIUM, FULL)}
 """The three settings by name: from one large person in a plain room to everything."""
@@ -83,7 +85,8 @@ class Rectangle:
         """(4, 2) corners (x, z)."""
         c, s = np.cos(self.angle), np.sin(self.angle)
         signs = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * (self.half_x, self.half_z)
-        return signs @ np.array([[c, -s], [s, c]]) + (self.x, self.z)
+        corners: Array = signs @ np.array([[c, -s], [s, c]]) + (self.x, self.z)
+        return corners
 
 
 def overlap(a: Rectangle, b: Rectangle) -> bool:
@@ -129,7 +132,7 @@ class Interior:
     def free(self, rectangle: Rectangle, ignore: Rectangle | None = None) -> bool:
         """Whether a rectangle lies in the room and on nothing that is taken."""
         corners = rectangle.corners()
-        inside = np.abs(corners[:, 0]).max() < self.width / 2 and 0 < corners[:, 1].min()
+        inside = np.abs(corners[:, 0]).max() < self.width / 2 and corners[:, 1].min() > 0
         if not inside or corners[:, 1].max() > self.depth:
             return False
         return not any(overlap(rectangle, other) for other in self.taken if other is not ignore)
@@ -158,7 +161,11 @@ def compose(rng: Rng, level: Difficulty) -> Interior:
 def _empty_room(rng: Rng, level: Difficulty, paint: Paint) -> Interior:
     """Six planes and a camera that looks at the far half of the room."""
     vary = level.camera
-    width, depth, height = 4.4 + vary * rng.uniform(-0.8, 1.2), 5.2 + vary * rng.uniform(-0.9, 0.9), rng.uniform(2.4, 2.9)
+    width, depth, height = (
+        4.4 + vary * rng.uniform(-0.8, 1.2),
+        5.2 + vary * rng.uniform(-0.9, 0.9),
+        rng.uniform(2.4, 2.9),
+    )
     x = vary * rng.uniform(-1, 1) * (width / 2 - 0.4)
     eye = np.array([x, 1.45 + vary * rng.uniform(-0.45, 0.6), depth - 0.25 - vary * rng.uniform(0, 0.5)])
     target = np.array([vary * rng.uniform(-1, 1) * 0.22 * width - 0.25 * x, rng.uniform(0.75, 1.0), 0.32 * depth])
@@ -205,11 +212,16 @@ def _against_wall(rng: Rng, interior: Interior, thing: Thing) -> bool:
     return False
 
 
-def _on_floor(rng: Rng, interior: Interior, thing: Thing, nearest: float, tries: int = 12) -> tuple[float, float] | None:
-    """A free place on the floor that the camera sees, or none."""
-    for _ in range(tries):
+def _on_floor(
+    rng: Rng, interior: Interior, thing: Thing, nearest: float, farthest: float = 99.0
+) -> tuple[float, float] | None:
+    """A free place on the floor that the camera sees between two distances in metres, or none."""
+    eye = interior.camera.position
+    for _ in range(40):
         x, z = rng.uniform(-interior.width / 2, interior.width / 2), rng.uniform(0, interior.depth)
         half = max(thing.footprint)
+        if (x - eye[0]) ** 2 + (z - eye[2]) ** 2 > farthest * farthest:
+            continue
         if interior.in_view(x, z, nearest, 0.85) and interior.free(Rectangle(x, z, half, half, 0)):
             return x, z
     return None
@@ -240,7 +252,7 @@ def _add_furniture(rng: Rng, level: Difficulty, interior: Interior, paint: Paint
 def _table_group(rng: Rng, level: Difficulty, interior: Interior, paint: Paint) -> None:
     """A table with chairs on its sides, turned towards it."""
     table = furniture.table(rng, paint)
-    place = _on_floor(rng, interior, replace(table, footprint=(max(table.footprint) + 0.1,) * 2), 2.2, 25)
+    place = _on_floor(rng, interior, replace(table, footprint=(max(table.footprint) + 0.1,) * 2), 2.2)
     if place is None:
         return
     angle = level.camera * (rng.choice((0.0, np.pi / 2)) + rng.normal() * 0.15)
@@ -265,19 +277,18 @@ def _add_people(rng: Rng, level: Difficulty, interior: Interior, paint: Paint) -
         height = 1.7 + level.camera * rng.choice((rng.uniform(-0.15, 0.15), rng.uniform(-0.6, -0.3)), p=(0.8, 0.2))
         for _ in range(6):
             sits = len(interior.seats) > 0 and rng.random() < 0.45 * min(1.0, 2 * level.camera)
-            if _seat_person(rng, interior, looks, height) if sits else _stand_person(rng, level, interior, looks, height):
+            place = _seat_person if sits else _stand_person
+            if place(rng, level, interior, looks, height):
                 break
 
 
 def _stand_person(rng: Rng, level: Difficulty, interior: Interior, looks: people.Looks, height: float) -> bool:
     names = people.POSES if level.variety > 0.3 else people.POSES[:3]
     thing = people.person(rng, looks, people.choose_pose(rng, str(rng.choice(names))), height)
-    place = _on_floor(rng, interior, thing, level.near[0])
+    place = _on_floor(rng, interior, thing, *level.near)
     if place is None:
         return False
     to_camera = interior.camera.position - (place[0], 0, place[1])
-    if np.hypot(to_camera[0], to_camera[2]) > level.near[1]:
-        return False
     angle = np.arctan2(to_camera[0], to_camera[2]) + rng.normal() * (0.3 + 0.6 * level.camera)
     standing = placed(thing.solids, np.array([place[0], 0, place[1]]), turn_y(angle))
     if collides(standing, interior, None):
@@ -286,15 +297,13 @@ def _stand_person(rng: Rng, level: Difficulty, interior: Interior, looks: people
     return True
 
 
-def _seat_person(rng: Rng, interior: Interior, looks: people.Looks, height: float) -> bool:
+def _seat_person(rng: Rng, level: Difficulty, interior: Interior, looks: people.Looks, height: float) -> bool:
     seat, owner = interior.seats[rng.integers(len(interior.seats))]
     size = height / 1.72
     ahead = np.array([np.sin(seat.facing), 0, np.cos(seat.facing)])
     point = seat.point + ahead * max(0.0, seat.reach + 0.08 - 0.43 * size)
     at_table = owner.class_name == "chair" and rng.random() < 0.5
-    thing = people.person(
-        rng, looks, people.choose_pose(rng, "sitting at a table" if at_table else "sitting"), height
-    )
+    thing = people.person(rng, looks, people.choose_pose(rng, "sitting at a table" if at_table else "sitting"), height)
     sitting = placed(thing.solids, point, turn_y(seat.facing))
     if collides(sitting, interior, owner) or not interior.in_view(point[0], point[2], 1.6, 0.85):
         return False
@@ -306,30 +315,28 @@ def _seat_person(rng: Rng, interior: Interior, looks: people.Looks, height: floa
 def inside_depth(solid: Primitive, points: Array) -> Array:
     """How deep points (3, N) are in the solid's bounding box, in metres; negative outside."""
     local = np.abs(solid.rotation.T @ (points - solid.centre[:, None]))
-    half = solid.half + (0, solid.half[0], 0) if solid.kind == "capsule" else solid.half
-    return (half[:, None] - local).min(axis=0)
+    half = solid.half + np.array([0, solid.half[0] if solid.kind == "capsule" else 0, 0])
+    depth: Array = (half[:, None] - local).min(axis=0)
+    return depth
 
 
 def collides(body: tuple[Solid, ...], interior: Interior, seat: Thing | None) -> bool:
     """Whether a body (all but its feet's soles) runs into an object other than its seat, or leaves the room."""
-    points, radii = [], []
-    for solid in body:
-        p = solid.primitive
-        reach = p.half[1] if p.kind == "capsule" else 0.0
-        points += [p.centre + p.rotation[:, 1] * reach * step for step in (-1.0, -0.5, 0.0, 0.5, 1.0)]
-        radii += [p.half[0]] * 5
-    cloud, radius = np.stack(points, axis=1), np.array(radii)
-    if (np.abs(cloud[0]) + radius > interior.width / 2).any() or (cloud[2] < radius).any():
+    own = [solid.primitive for solid in body]
+    centre = np.stack([p.centre for p in own], axis=1)  # (3, S)
+    arm = np.stack([p.rotation[:, 1] * (p.half[1] if p.kind == "capsule" else 0.0) for p in own], axis=1)
+    cloud = np.concatenate([centre + step * arm for step in (-1.0, -0.5, 0.0, 0.5, 1.0)], axis=1)  # (3, 5 S)
+    radius = np.tile([p.half[0] for p in own], 5)
+    low, high = (cloud - radius).min(axis=1), (cloud + radius).max(axis=1)
+    if low[2] < 0 or high[1] > interior.height or max(-low[0], high[0]) > interior.width / 2:
         return True
-    if (cloud[1] + radius > interior.height).any():
-        return True
-    middle, reach = cloud.mean(axis=1), 1.1
     for thing in interior.objects:
         if thing is seat or thing.class_name in ("wall", "floor", "ceiling", "rug"):
             continue
-        for solid in thing.solids:
-            far = np.linalg.norm(solid.primitive.centre - middle) > reach + solid.primitive.bounding_radius
-            if not far and (inside_depth(solid.primitive, cloud) > 0.01 - radius).any():
+        for p in (solid.primitive for solid in thing.solids):
+            r = p.bounding_radius
+            near = (p.centre + r > low).all() and (p.centre - r < high).all()
+            if near and (inside_depth(p, cloud) > 0.01 - radius).any():
                 return True
     return False
 
@@ -344,7 +351,7 @@ def _add_clutter(rng: Rng, level: Difficulty, interior: Interior, paint: Paint) 
         elif name == "lamp" and rng.random() < 0.3:
             lamp = furniture.hanging_lamp(rng, paint, interior.height)
             x, z = rng.uniform(-0.25, 0.25) * interior.width, rng.uniform(0.25, 0.5) * interior.depth
-            if not any(collides(lamp.solids, interior, None) for _ in ()):
+            if not collides(placed(lamp.solids, np.array([x, 0, z]), np.eye(3)), interior, None):
                 interior.add(lamp, x, z, take=False)
         elif rng.random() < 0.4 and any(thing.surface for thing in interior.objects):
             _put_on_top(rng, interior, name, paint)
@@ -404,11 +411,11 @@ def _add_lights(rng: Rng, level: Difficulty, interior: Interior) -> None:
     tint = warm + (cool - warm) * (0.5 + vary * rng.uniform(-0.5, 0.5))
     x = rng.choice((-1.0, 1.0)) * rng.uniform(0.4, 1) * (interior.width / 2 - 0.1)
     key_at = np.array([x, rng.uniform(1.7, interior.height - 0.2), rng.uniform(0.45, 1.0) * interior.depth - 0.1])
-    strength = 2.2 + vary * rng.uniform(-0.9, 1.2)
+    strength = 2.6 + vary * rng.uniform(-0.9, 1.2)
     size = rng.uniform(0.15, 0.45)
     interior.lights.append(Light(key_at, np.array([size, 0, 0]), np.array([0, size, size * 0.5]), strength * tint))
     top = np.array([0, interior.height - 0.02, 0.5 * interior.depth])
     other = warm + (cool - warm) * (0.5 + vary * rng.uniform(-0.5, 0.5))
     sides = np.array([0.4 * interior.width, 0, 0]), np.array([0, 0, 0.4 * interior.depth])
     interior.lights.append(Light(top, *sides, (0.9 + vary * rng.uniform(-0.4, 0.5)) * other))
-    interior.ambient = (0.34 + vary * rng.uniform(-0.12, 0.1)) * (0.5 * (tint + other))
+    interior.ambient = (0.32 + vary * rng.uniform(-0.1, 0.1)) * (0.5 * (tint + other))

@@ -47,17 +47,20 @@ class Material:
 
 def _wave(x: Array) -> Array:
     """Square wave of period 1 with softened flanks, in 0..1."""
-    return np.clip(0.5 + 4 * np.sin(2 * np.pi * x), 0, 1)
+    wave: Array = np.clip(0.5 + 4 * np.sin(2 * np.pi * x), 0, 1)
+    return wave
 
 
 def _line(x: Array, width: float) -> Array:
     """1 on a line of relative `width` at each integer, else 0, with a soft border."""
     distance = np.abs(x - np.round(x))
-    return np.clip((width - distance) / (0.4 * width), 0, 1)
+    line: Array = np.clip((width - distance) / (0.4 * width), 0, 1)
+    return line
 
 
 def _lattice(i: Array, j: Array) -> Array:
-    return _LATTICE[(i * 131 + j * 1543) & 4095]
+    value: Array = _LATTICE[(i * 131 + j * 1543) & 4095]
+    return value
 
 
 def value_noise(u: Array, v: Array) -> Array:
@@ -66,7 +69,7 @@ def value_noise(u: Array, v: Array) -> Array:
     a, b = u - i, v - j
     a, b = a * a * (3 - 2 * a), b * b * (3 - 2 * b)
     i, j = i.astype(np.int64), j.astype(np.int64)
-    top = _lattice(i, j) * (1 - a) + _lattice(i + 1, j) * a
+    top: Array = _lattice(i, j) * (1 - a) + _lattice(i + 1, j) * a
     bottom = _lattice(i, j + 1) * (1 - a) + _lattice(i + 1, j + 1) * a
     return top * (1 - b) + bottom * b
 
@@ -121,7 +124,8 @@ def _bricks(u: Array, v: Array) -> Array:
     row = np.floor(2 * v)
     shifted = u + 0.5 * row
     brick = _lattice(np.floor(shifted).astype(np.int64), row.astype(np.int64))
-    return np.maximum(0.45 * brick, np.maximum(_line(2 * v, 0.06), _line(shifted, 0.03)))
+    mortar: Array = np.maximum(_line(2 * v, 0.06), _line(shifted, 0.03))
+    return np.maximum(0.45 * brick, mortar)
 
 
 def _wainscot(u: Array, v: Array) -> Array:
@@ -169,8 +173,6 @@ def albedo(material: Material, u: Array, v: Array, footprint: Array) -> Array:
     -------
     (3, N) linear RGB in 0..1.
     """
-    if material.texture == "plain":
-        return np.broadcast_to(material.colour[:, None], (3, u.size)).astype(u.dtype)
     blend = TEXTURES[material.texture](u / material.scale, v / material.scale)
     keep = np.clip(1.5 - 2.5 * footprint / material.scale, 0, 1)
     blend = blend * keep + np.float32(0.35) * (1 - keep)
@@ -234,6 +236,9 @@ PATTERNS: dict[str, tuple[tuple[str, float], ...]] = {
 }
 """Texture and period in metres by family, the most typical first; a family not named here is plain."""
 
+DARKENING = {"plaster": 0.72, "wood": 0.5, "planks": 0.5, "tiles": 0.6, "bricks": 0.5}
+"""How dark a pattern's second colour is, as a multiple of the first, where it is not a colour of its own."""
+
 GLOSS = {"floor": 0.25, "wood": 0.2, "metal": 0.6, "ball": 0.6, "pot": 0.4, "paint": 0.2, "hair": 0.15, "leaf": 0.15}
 """Strength of the highlight by family, 0 where not named."""
 
@@ -260,8 +265,8 @@ def choose_material(rng: np.random.Generator, family: str, variety: float, mixin
     colours = COLOURS[source][: max(1, round(variety * len(COLOURS[source])))]
     patterns = PATTERNS.get(family, (("plain", 1.0),))
     name, scale = patterns[rng.integers(max(1, round(variety * len(patterns))))]
-    colour = np.clip(colours[rng.integers(len(colours))] * rng.uniform(1 - 0.25 * variety, 1 + 0.15 * variety), 0, 1)
+    colour = np.minimum(colours[rng.integers(len(colours))] * rng.uniform(1 - 0.25 * variety, 1 + 0.15 * variety), 1)
     bold = name in ("stripes", "checks", "dots", "zigzag", "plaid", "wainscot")
-    other = colours[rng.integers(len(colours))] if bold and variety > 0.3 else colour * 0.45
+    other = colours[rng.integers(len(colours))] if bold and variety > 0.3 else colour * DARKENING.get(name, 0.45)
     second = colour + texture * (other - colour)
     return Material(colour, second, name, scale * rng.uniform(0.8, 1.25), GLOSS.get(family, 0.0))

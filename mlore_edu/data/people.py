@@ -11,7 +11,7 @@ from mlore_edu.data.materials import Material
 from mlore_edu.data.raycasting import Primitive
 
 HEAD, TORSO, UPPER_ARM, LOWER_ARM, UPPER_LEG, LOWER_LEG = range(1, 7)
-"""Labels of the six parts: positions in ``mlore_edu.tasks.PART_NAMES``; a hand counts as lower arm, a foot as lower leg."""
+"""Labels of the six parts, as in ``mlore_edu.tasks.PART_NAMES``; a hand is lower arm, a foot lower leg."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,14 @@ def person(rng: Rng, looks: Looks, pose: Pose, height: float) -> Thing:
         solids += _arm(side, k, trunk, pose, looks)
         solids += _leg(side, k, pose, looks)
     size = height / 1.72
-    solids = [replace(s, primitive=_scaled(s.primitive, size)) for s in solids]
+    solids = [Solid(_scaled(s.primitive, size), s.material, s.part, s.shades) for s in solids]
     lowest = min(s.primitive.centre[1] - _drop(s.primitive) for s in solids)
     lift = np.array([0, 0.095 * size if pose.name.startswith("sitting") else -lowest, 0])
     return Thing("person", placed(tuple(solids), lift, np.eye(3)), (0.26, 0.22), height)
 
 
 def _scaled(primitive: Primitive, size: float) -> Primitive:
-    return replace(primitive, centre=size * primitive.centre, half=size * primitive.half)
+    return Primitive(primitive.kind, size * primitive.centre, primitive.rotation, size * primitive.half)
 
 
 def _drop(primitive: Primitive) -> float:
@@ -169,10 +169,10 @@ def _leg(side: int, k: int, pose: Pose, looks: Looks) -> list[Solid]:
 def _head(rng: Rng, trunk: Array, looks: Looks) -> list[Solid]:
     """Neck, head, hair and eyes; the head is a little large, as a doll's."""
     centre, dark = 0.68 * trunk, replace(looks.hair, colour=np.full(3, 0.02))
-    eyes = [
-        solid("ellipsoid", (sx * 0.043, centre[1] + 0.012, centre[2] + 0.102), (0.014, 0.019, 0.012), dark, HEAD)
-        for sx in (-1, 1)
-    ]
+    eyes = []
+    for x in (-0.043, 0.043):
+        place = (x, centre[1] + 0.012, centre[2] + 0.102)
+        eyes.append(replace(solid("ellipsoid", place, (0.014, 0.019, 0.012), dark, HEAD), shades=False))
     hair = [solid("ellipsoid", (0, centre[1] + 0.035, centre[2] - 0.022), (0.122, 0.125, 0.118), looks.hair, HEAD)]
     style = rng.integers(4)
     if style == 1:  # long hair

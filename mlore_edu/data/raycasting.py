@@ -168,7 +168,7 @@ def local_normal(primitive: Primitive, points: Array) -> Array:
         face = np.argmax(np.abs(points) / half, axis=0)
         return np.where(np.arange(3)[:, None] == face, np.sign(points), 0).astype(points.dtype)
     if primitive.kind == "ellipsoid":
-        normal = points / (half * half)
+        normal: Array = points / (half * half)
     elif primitive.kind == "capsule":
         normal = points.copy()
         normal[1] -= np.clip(points[1], -half[1], half[1])
@@ -176,7 +176,8 @@ def local_normal(primitive: Primitive, points: Array) -> Array:
         on_cap = np.abs(points[1]) - half[1] > np.hypot(points[0], points[2]) - half[0]
         normal = points * np.array([[1], [0], [1]], points.dtype)
         normal = np.where(on_cap, np.array([[0], [1], [0]], points.dtype) * np.sign(points), normal)
-    return normal / np.maximum(np.sqrt((normal * normal).sum(axis=0)), TINY)
+    normal /= np.maximum(np.sqrt((normal * normal).sum(axis=0)), TINY)
+    return normal
 
 
 def cast(primitives: Sequence[Primitive], origin: Array, directions: Array) -> tuple[Array, Array]:
@@ -198,15 +199,28 @@ def cast(primitives: Sequence[Primitive], origin: Array, directions: Array) -> t
     """
     distance = np.full(directions.shape[1], np.inf, directions.dtype)
     index = np.full(directions.shape[1], -1, np.int32)
-    for k, primitive in enumerate(primitives):
+    for k in _in_view(primitives, origin, directions):
+        primitive = primitives[k]
         rays = _rays_towards(primitive, origin, directions)
         if rays.size == 0:
             continue
-        t = hit_distance(primitive, origin, directions[:, rays])
+        t = hit_distance(primitive, origin, directions.take(rays, axis=1))
         closer = t < distance[rays]
         rays = rays[closer]
         distance[rays], index[rays] = t[closer], k
     return distance, index
+
+
+def _in_view(primitives: Sequence[Primitive], origin: Array, directions: Array) -> Array:
+    """Indices of the solids whose bounding ball meets the cone around all the rays."""
+    middle = directions.mean(axis=1)
+    middle /= np.sqrt(middle @ middle)
+    spread = np.arccos(np.clip((middle @ directions).min(), -1, 1))
+    offset = np.stack([p.centre for p in primitives]) - origin[:, 0]
+    radius = np.array([p.bounding_radius for p in primitives])
+    away = np.sqrt((offset * offset).sum(axis=1)) + TINY
+    angle = np.arccos(np.clip(offset @ middle / away, -1, 1)) - np.arcsin(np.minimum(radius / away, 1))
+    return np.flatnonzero((angle < spread + 1e-3) | (radius >= away))
 
 
 def _rays_towards(primitive: Primitive, origin: Array, directions: Array) -> Array:
@@ -216,7 +230,8 @@ def _rays_towards(primitive: Primitive, origin: Array, directions: Array) -> Arr
     offset = primitive.centre - origin[:, 0]
     tangent_squared = offset @ offset - primitive.bounding_radius**2
     along = offset @ directions
-    return np.flatnonzero(along > np.sqrt(max(tangent_squared, 0)) - 1e-4)
+    rays: Array = (along > np.sqrt(max(tangent_squared, 0)) - 1e-4).nonzero()[0]
+    return rays
 
 
 @dataclass(frozen=True)
@@ -224,7 +239,7 @@ class Group:
     """Solids of one object and a ball around them all: rays that miss the ball need not be tested further."""
 
     centre: Array
-    radius: float
+    bounding_radius: float
     members: tuple[int, ...]
 
 
@@ -237,12 +252,19 @@ def make_group(primitives: Sequence[Primitive], members: Sequence[int]) -> Group
     return Group(centre, radius, tuple(members))
 
 
-def _rays_near(centre: Array, radius: float, origins: Array, directions: Array, length: Array) -> Array:
-    """Indices of the rays that pass a ball between their origin and their length."""
-    offset = centre[:, None] - origins
-    along = np.einsum("cn,cn->n", offset, directions)
-    gap_square = np.einsum("cn,cn->n", offset, offset) - along * along
-    return np.flatnonzero((gap_square < radius * radius) & (along > -radius) & (along < length + radius))
+def _rays_near(ball: Group | Primitive, rays: tuple[Array, ...]) -> Array:
+    """Indices of the rays that pass through a ball between their origin and their end."""
+    origins, directions, length, origin_square, origin_along = rays
+    centre, radius = ball.centre, ball.bounding_radius
+    along = centre @ directions - origin_along
+    # |centre - origin|^2 - along^2, the squared gap between ray and centre
+    gap_square = origin_square - (2 * centre) @ origins
+    gap_square -= along * along
+    inside = gap_square < radius * radius - centre @ centre
+    inside &= along > -radius
+    inside &= along < length + radius
+    chosen: Array = inside.nonzero()[0]
+    return chosen
 
 
 def blocked(
@@ -271,16 +293,21 @@ def blocked(
     (N,) bool.
     """
     result = np.zeros(origins.shape[1], bool)
+    squares = np.einsum("cn,cn->n", origins, origins), np.einsum("cn,cn->n", origins, directions)
+    rays = (origins, directions, length, *squares)
     for group in groups:
-        rays = _rays_near(group.centre, group.radius, origins, directions, length)
-        o, d, reach, base = origins[:, rays], directions[:, rays], length[rays], own[rays]
-        dark = result[rays]
-        for k in group.members if rays.size else ():
-            near = _rays_near(primitives[k].centre, primitives[k].bounding_radius, o, d, reach)
-            near = near[(base[near] != k) & ~dark[near]]
+        chosen = _rays_near(group, rays)
+        if chosen.size == 0:
+            continue
+        some = tuple(array.take(chosen, axis=-1) for array in rays)
+        own_some, dark = own.take(chosen), result.take(chosen)
+        for k in group.members:
+            near = _rays_near(primitives[k], some)
+            near = near[(own_some[near] != k) & ~dark[near]]
             if near.size:
-                dark[near] = hit_distance(primitives[k], o[:, near], d[:, near]) < reach[near]
-        result[rays] = dark
+                o, d, reach = (array.take(near, axis=-1) for array in some[:3])
+                dark[near] = hit_distance(primitives[k], o, d) < reach
+        result[chosen] = dark
     return result
 
 
@@ -294,35 +321,36 @@ class Light:
     colour: Array
 
 
-GRID = 4
-"""A block of GRID x GRID pixels looks at GRID^2 points of a light, one each; their mean is the soft shadow."""
+BAYER = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]])
+"""Which of 16 points of a light a pixel looks at, repeated over the image: any 4 x 4 block sees them all, and its mean
+is the soft shadow. The numbers below 8 form a checkerboard, so half the pixels give a coarser mean at half the cost."""
 
 
-def light_samples(light: Light, shape: tuple[int, int]) -> Array:
-    """One point (3, H * W) of the light for each pixel, so that every GRID x GRID block sees the whole light."""
-    rows, columns = np.indices(shape).reshape(2, -1)
-    # neighbours take distant strata: 5 and 7 have no factor in common with GRID^2
-    cell = (5 * (rows % GRID) * GRID + 7 * (columns % GRID) + rows % GRID) % GRID**2
-    u = ((cell % GRID + 0.5) / GRID * 2 - 1).astype(np.float32)
-    v = ((cell // GRID + 0.5) / GRID * 2 - 1).astype(np.float32)
-    centre, side_u, side_v = (a.astype(np.float32)[:, None] for a in (light.centre, light.side_u, light.side_v))
-    point: Array = centre + side_u * u + side_v * v
-    return point
+def light_points(light: Light, pixels: Array, width: int) -> Array:
+    """The point (3, N) of the light that each pixel looks at; ``pixels`` (N,) are flat indices in rows of ``width``."""
+    n = BAYER[pixels // width % 4, pixels % width % 4]
+    # multiples of these two fractions fill the unit square evenly, however many are taken (R2 sequence, M. Roberts)
+    u, v = (2 * ((0.5 + n * step) % 1) - 1 for step in (0.7548776662, 0.5698402910))
+    point = light.centre[:, None] + light.side_u[:, None] * u + light.side_v[:, None] * v
+    return np.asarray(point, np.float32)
 
 
 def block_mean(values: Array, same: Array) -> Array:
-    """Mean of (H, W) values over the GRID x GRID pixels around each pixel that carry the same number in ``same``."""
-    before, after = GRID // 2, GRID - 1 - GRID // 2
-    padded = np.pad(values, ((before, after), (before, after)))
-    padded_same = np.pad(same, ((before, after), (before, after)), constant_values=-2)
+    """Mean of (H, W) values over the 4 x 4 pixels around each pixel that show the same solid.
+
+    A pixel whose value is nan was not looked at and does not count; where no pixel counts the result is 1.
+    """
+    padded = np.pad(values, ((2, 1), (2, 1)), constant_values=np.nan)
+    counted = np.where(np.isnan(padded), -2, np.pad(same, ((2, 1), (2, 1)), constant_values=-2))
+    padded = np.nan_to_num(padded)
     height, width = values.shape
     total, count = np.zeros_like(values), np.zeros_like(values)
-    for i in range(GRID):
-        for j in range(GRID):
-            equal = padded_same[i : i + height, j : j + width] == same
+    for i in range(4):
+        for j in range(4):
+            equal = counted[i : i + height, j : j + width] == same
             total += padded[i : i + height, j : j + width] * equal
             count += equal
-    return total / count
+    return np.where(count > 0, total / np.maximum(count, 1), 1).astype(values.dtype, copy=False)
 
 
 @dataclass(frozen=True)
@@ -375,7 +403,8 @@ def surface_coordinates(primitive: Primitive, points: Array, normals: Array) -> 
         return x, z
     if primitive.kind == "box":
         u, v = np.where(np.abs(normals[0]) > 0.5, z, x), np.where(np.abs(normals[1]) > 0.5, z, y)
-        return (v, u) if primitive.half[1] > max(primitive.half[0], primitive.half[2]) else (u, v)
+        # the grain of wood runs along u, so tall pieces swap the two
+        return (v, u) if primitive.half[1] > 2.1 * max(primitive.half[0], primitive.half[2]) else (u, v)
     flat = np.abs(normals[1]) > 0.999 if primitive.kind == "cylinder" else np.zeros(x.shape, bool)
     around = np.arctan2(x, z) * np.asarray(primitive.half[0], x.dtype)
     return np.where(flat, x, around), np.where(flat, z, y)
@@ -430,7 +459,7 @@ def antialias(primitives: Sequence[Primitive], camera: Camera, index: Array, col
     rows, columns = pixels // width, pixels % width
     ring = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
     around = np.stack([np.clip(rows + i, 0, height - 1) * width + np.clip(columns + j, 0, width - 1) for i, j in ring])
-    ring_index, ring_colour = index.reshape(-1)[around], colour.reshape(3, -1)[:, around]  # (9, N), (3, 9, N)
+    ring_index, ring_colour = index.take(around), colour.reshape(3, -1).take(around, axis=1)  # (9, N), (3, 9, N)
     origin = camera.position[:, None]
     visible = np.unique(index)
     shifts = [camera.rays((height, width), pixels, shift) for shift in SUBPIXELS]
