@@ -83,7 +83,12 @@ class Folder:
 
     def matlab(self, name: str, variable: str) -> Any:
         """One variable of a ``.mat`` file, structures as dictionaries."""
-        return self._open(name, lambda path: loadmat(path, simplify_cells=True)[variable])
+
+        def read(path: Path) -> Any:
+            with path.open("rb") as stream:
+                return loadmat(stream, simplify_cells=True)[variable]
+
+        return self._open(name, read)
 
     def grey(self, name: str, shape: tuple[int, int]) -> Array:
         """An image file with one channel and the size of the picture."""

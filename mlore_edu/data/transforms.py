@@ -153,7 +153,7 @@ def saturated(image: torch.Tensor, factor: float) -> torch.Tensor:
     value = image.amax(0, keepdim=True)
     distance = value - image  # = value · saturation · (0…1), so scaling it scales the saturation
     limit = value / distance.amax(0, keepdim=True).clamp_min(1e-8)
-    return value - distance * limit.clamp_max(factor)
+    return (value - distance * limit.clamp_max(factor)).clamp_min(0)
 
 
 @dataclass(frozen=True)
