@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mlore_edu.data.furniture import Solid
 from mlore_edu.data.interiors import DIFFICULTIES, EASY, FULL, MEDIUM, Difficulty, Interior, compose
 from mlore_edu.data.materials import albedo
+from mlore_edu.data.people import HEAD
 from mlore_edu.data.raycasting import (
     BAYER,
     Camera,
@@ -179,7 +180,9 @@ def faults(labels: Labels, level: Difficulty) -> list[str]:
     classes, share = labels.semseg.reshape(-1)[first], counts / pixels
     thing = ~np.isin(classes, SURFACES)
     person = classes == PERSON
-    heads = [bool((labels.human_parts[labels.instances == n] == 1).any()) for n in numbers[person & (share > 0.015)]]
+    bodies = [labels.instances == n for n in numbers[person & (share > 0.015)]]
+    heads = labels.human_parts == HEAD
+    small = np.isin(classes, [DOLLHOUSE_CLASSES.index(name) for name in ("lamp", "plant", "ball")])
     room = share[np.isin(classes, SURFACES)].sum()
     rules = {
         "something is right in front of the camera": labels.depth.min() < 0.9,
@@ -192,7 +195,9 @@ def faults(labels: Labels, level: Difficulty) -> list[str]:
         "nothing stands out": not bool((share[thing] > 0.02).any()),
         "a surface fills the view": bool((share[~thing] > 0.62).any()),
         "no floor to stand on": bool((labels.semseg == DOLLHOUSE_CLASSES.index("floor")).mean() < 0.04),
-        "a person has no head": not all(heads),
+        "a small thing fills the view": bool((share[small] > 0.12).any()),
+        "a person has no head": not all((body & heads).any() for body in bodies),
+        "a head is cut off by the picture's border": any((body & heads)[0].any() for body in bodies),
         "no person where one belongs": level.people[0] > 0 and not bool((share[person] > 0.03).any()),
     }
     return [name for name, broken in rules.items() if broken]

@@ -62,7 +62,7 @@ class Difficulty:
 
 _SMALL = frozenset({"table", "sofa", "cabinet", "ball", "person"})
 _ALL = _SMALL | {"window", "picture", "rug", "chair", "bed", "lamp", "plant"}
-EASY = Difficulty("easy", _SMALL, (1, 1), (1, 1), (1, 1), (1.9, 2.6), 0.15, 0.0, 0.3, 0.25, 0.2, 2.0)
+EASY = Difficulty("easy", _SMALL, (1, 1), (1, 1), (1, 1), (1.7, 2.3), 0.15, 0.0, 0.3, 0.25, 0.2, 2.0)
 MEDIUM = Difficulty(
     "medium", _ALL - {"window", "bed"}, (1, 3), (1, 2), (2, 4), (1.9, 3.4), 0.5, 0.15, 0.6, 0.6, 0.6, 3.0
 )
@@ -357,7 +357,7 @@ def _add_clutter(rng: Rng, level: Difficulty, interior: Interior, paint: Paint) 
             _put_on_top(rng, interior, name, paint)
         else:
             thing = _small_thing(rng, name, paint, on_top=False)
-            place = _on_floor(rng, interior, thing, 1.5)
+            place = _on_floor(rng, interior, thing, 1.8)
             if place:
                 interior.add(thing, *place, rng.uniform(0, 6.3))
 

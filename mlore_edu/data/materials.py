@@ -71,7 +71,8 @@ def value_noise(u: Array, v: Array) -> Array:
     i, j = i.astype(np.int64), j.astype(np.int64)
     top: Array = _lattice(i, j) * (1 - a) + _lattice(i + 1, j) * a
     bottom = _lattice(i, j + 1) * (1 - a) + _lattice(i + 1, j + 1) * a
-    return top * (1 - b) + bottom * b
+    noise: Array = top * (1 - b) + bottom * b
+    return noise
 
 
 def _plain(u: Array, v: Array) -> Array:
@@ -83,12 +84,14 @@ def _stripes(u: Array, v: Array) -> Array:
 
 
 def _checks(u: Array, v: Array) -> Array:
-    return np.clip(0.5 + 8 * np.sin(np.pi * u) * np.sin(np.pi * v), 0, 1)
+    board: Array = np.clip(0.5 + 8 * np.sin(np.pi * u) * np.sin(np.pi * v), 0, 1)
+    return board
 
 
 def _dots(u: Array, v: Array) -> Array:
     u, v = u - np.round(u), v - np.round(v)
-    return np.clip(8 * (0.32 - np.sqrt(u * u + v * v)), 0, 1)
+    dots: Array = np.clip(8 * (0.32 - np.sqrt(u * u + v * v)), 0, 1)
+    return dots
 
 
 def _zigzag(u: Array, v: Array) -> Array:
@@ -130,7 +133,8 @@ def _bricks(u: Array, v: Array) -> Array:
 
 def _wainscot(u: Array, v: Array) -> Array:
     """Two-coloured wall: v is the height above the floor, the colours meet at 1."""
-    return np.clip(20 * (1 - v), 0, 1)
+    below: Array = np.clip(20 * (1 - v), 0, 1)
+    return below
 
 
 def _horizon(u: Array, v: Array) -> Array:
