@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from training_fakes import RECIPE, SIZE, Countdown, Noise, make_model, press_ctrl_c, run
+from training_fakes import RECIPE, Countdown, Noise, make_model, press_ctrl_c, run
 
 from mlore_edu.errors import UserError
 from mlore_edu.losses import MultiTaskLoss
@@ -276,41 +276,50 @@ def test_ctrl_c_during_an_evaluation_loses_only_the_evaluation(tmp_path, unbroke
     assert_same_run(tmp_path / "run", unbroken)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("victim", "call"),
-    [
-        ("engine.Training._clip", 4),  # in the middle of the fourth step
-        ("checkpoint._write", 5),  # after two files of the second checkpoint
-        ("checkpoint.safetensors.torch.save", 3),  # before the third checkpoint
-        ("report.Report.conclude", 1),  # trained to the end, not yet judged
-        ("report.draw", 1),  # judged, no metrics.json yet
-        ("run_folder.Log.write", 6),
-    ],
-)
-def test_a_run_killed_at_any_moment_and_resumed_equals_the_unbroken_run_bit_for_bit(tmp_path, unbroken, victim, call):
-    """``kill -9`` in a process of its own, exactly at the named call; the rest is trained here."""
-    module, _, name = victim.partition(".")
-    owner, _, function = f"module.{name}".rpartition(".")
+VICTIMS = {
+    "in the middle of the fourth step": ("engine.Training._clip", 4),
+    "after two files of the second checkpoint": ("checkpoint._write", 5),
+    "before the third checkpoint": ("checkpoint.safetensors.torch.save", 3),
+    "trained to the end and not yet judged": ("report.Report.conclude", 1),
+    "judged and metrics.json not yet written": ("report.draw", 1),
+    "before a line of the log": ("run_folder.Log.write", 6),
+}
+"""Moments at which a run is killed: the n-th call of a function."""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A run per moment, ended by ``kill -9`` exactly there, each in a process of its own, forked off one that waits."""
+    root = tmp_path_factory.mktemp("killed")
     script = f"""
-        import importlib, torch
+        import importlib, os, signal, torch
+        from operator import attrgetter
         from training_fakes import Countdown, die, run
         torch.set_num_threads({torch.get_num_threads()})
-        module = importlib.import_module("mlore_edu.training.{module}")
-        original, countdown = {owner}.{function}, Countdown({call}, die)
-        def deadly(*arguments, **options):
-            countdown()
-            return original(*arguments, **options)
-        {owner}.{function} = deadly
-        run({str(tmp_path / "run")!r}, eval_interval=3)
+        for number, (victim, call) in enumerate({list(VICTIMS.values())!r}):
+            if child := os.fork():
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, victim
+                continue
+            module, path, function = victim.split(".")[0], victim.split(".")[1:-1], victim.split(".")[-1]
+            owner = importlib.import_module("mlore_edu.training." + module)
+            owner = attrgetter(".".join(path))(owner) if path else owner
+            original, countdown = getattr(owner, function), Countdown(call, die)
+            setattr(owner, function, lambda *words, **options: [countdown(), original(*words, **options)][1])
+            run({str(root)!r} + "/" + str(number), eval_interval=3)
+            os._exit(0)
     """
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": path}
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert not (tmp_path / "run/metrics.json").exists()
-    run(tmp_path / "run", eval_interval=3)
-    assert_same_run(tmp_path / "run", unbroken)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=environment, check=True)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", VICTIMS)
+def test_a_run_killed_at_any_moment_and_resumed_equals_the_unbroken_run_bit_for_bit(killed, unbroken, moment):
+    folder = killed / str(list(VICTIMS).index(moment))
+    assert not (folder / "metrics.json").exists()
+    run(folder, eval_interval=3)
+    assert_same_run(folder, unbroken)
 
 
 def test_the_seed_decides_the_run(tmp_path, unbroken):
@@ -437,6 +446,3 @@ def test_the_loss_of_the_recipe_is_the_librarys():
     loss = Training(make_model(recipe), recipe, CPU).loss
     assert isinstance(loss, MultiTaskLoss)
     assert (loss.loss_weights["edge"], loss.loss_weights["semseg"], loss.edge_positive_weight) == (7.0, 1.0, 0.6)
-
-
-assert SIZE % 16 == 0

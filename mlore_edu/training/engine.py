@@ -27,7 +27,7 @@ from mlore_edu.training.interruption import Interruption
 from mlore_edu.training.recipe import Recipe
 from mlore_edu.training.report import Report
 from mlore_edu.training.run_folder import RunFolder
-from mlore_edu.training.setup import make_datasets, make_model, make_optimizer
+from mlore_edu.training.setup import arrange, make_datasets, make_model, make_optimizer
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -117,6 +117,7 @@ class Training:
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device) -> None:
+        arrange(model, recipe)
         self.model = model.to(device)
         self.recipe, self.device, self.iteration = recipe, device, 0
         self.loss = MultiTaskLoss(recipe.task_set, dict(recipe.loss_weights), recipe.edge_positive_weight)

@@ -27,8 +27,14 @@ def make_model(recipe: Recipe, *, for_training: bool = True) -> MultiTaskModel:
     start = {"pretrained": recipe.pretrained, "weights": recipe.weights} if for_training else {}
     options: dict[str, Any] = {**start, "drop_path_rate": recipe.drop_path_rate, **dict(recipe.model_options)}
     model = build_model(recipe.model, recipe.task_set, recipe.img_size, **options)
-    # Here, not in the training loop: the layout decides which kernels run, hence the last digits of an evaluation.
-    return model.to(memory_format=torch.channels_last) if recipe.channels_last else model
+    arrange(model, recipe)
+    return model
+
+
+def arrange(model: nn.Module, recipe: Recipe) -> None:
+    """Lay the weights out in memory as the recipe says; it decides which kernels run, and so the last digits."""
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)
 
 
 def make_datasets(recipe: Recipe) -> tuple[LabelledImages, LabelledImages]:
