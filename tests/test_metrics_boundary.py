@@ -228,6 +228,39 @@ def test_suppression_equals_a_loop_over_pixels_and_its_python_source(shape):
     assert interpolate.py_func(probability, -3.0, 99.0) == probability[-1, 0]
 
 
+@pytest.mark.parametrize("shape", [(9, 12), (3, 4), (1, 8), (7, 1)])
+def test_ridge_normals_equal_a_loop_over_pixels(shape):
+    radius, (height, width) = 2, shape
+    image = 1e-3 * np.random.default_rng(2).random(shape)  # so faint that the filter's scale shows beside the 1e-5
+
+    def mirrored(place, size):
+        place %= 2 * size
+        return min(place, 2 * size - 1 - place)
+
+    def smooth(row, column):
+        total = 0.0
+        for dr in range(-radius, radius + 1):
+            for dc in range(-radius, radius + 1):
+                weight = (radius + 1 - abs(dr)) * (radius + 1 - abs(dc)) / (radius + 1) ** 4
+                total += weight * image[mirrored(row + dr, height), mirrored(column + dc, width)]
+        return total
+
+    def slope(function, axis):
+        """Central difference, one-sided at the border, 0 across a single pixel."""
+
+        def derivative(*place):
+            ahead, behind = list(place), list(place)
+            ahead[axis], behind[axis] = min(place[axis] + 1, shape[axis] - 1), max(place[axis] - 1, 0)
+            return (function(*ahead) - function(*behind)) / max(1, ahead[axis] - behind[axis])
+
+        return derivative
+
+    xx, xy, yy = slope(slope(smooth, 1), 1), slope(slope(smooth, 1), 0), slope(slope(smooth, 0), 0)
+    for (row, column), measured in np.ndenumerate(ridge_normals(image, radius)):
+        sign = -1 if xy(row, column) > 0 else 1
+        assert measured == pytest.approx(math.atan(sign * yy(row, column) / (xx(row, column) + 1e-5)), abs=1e-6)
+
+
 @pytest.mark.parametrize("degrees", [0, 45, 90, 135])
 def test_ridge_normals_point_across_straight_ridges(degrees):
     angle = math.radians(degrees)
