@@ -82,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     # Its help is the recipe's: every field with its value (recipe.py).
     train = commands.add_parser("train", help="train a recipe, or go on with it", add_help=False, allow_abbrev=False)
     train.add_argument("recipe", nargs="?", help="'mlore-edu recipes' lists them; --FIELD VALUE changes any field")
-    train.add_argument("--run", type=Path, default=None, help="folder of the run (runs/RECIPE)")
+    # The longer form is for torchrun, which takes --run for one of its own options.
+    train.add_argument("--run", "--run-folder", type=Path, default=None, help="folder of the run (runs/RECIPE)")
     train.set_defaults(run_command=_train)
 
     evaluate = commands.add_parser("evaluate", help="judge a run's last checkpoint again")
