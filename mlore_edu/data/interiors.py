@@ -6,6 +6,7 @@ near the front and looks towards the far wall or a corner.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,24 +82,23 @@ class Rectangle:
     half_z: float
     angle: float
 
-    def corners(self) -> Array:
-        """(4, 2) corners (x, z)."""
-        c, s = np.cos(self.angle), np.sin(self.angle)
-        signs = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * (self.half_x, self.half_z)
-        corners: Array = signs @ np.array([[c, -s], [s, c]]) + (self.x, self.z)
-        return corners
+    def corners(self) -> list[tuple[float, float]]:
+        """The four corners (x, z)."""
+        c, s = math.cos(self.angle), math.sin(self.angle)
+        signed = ((i * self.half_x, j * self.half_z) for i, j in ((1, 1), (1, -1), (-1, -1), (-1, 1)))
+        return [(self.x + c * u + s * v, self.z - s * u + c * v) for u, v in signed]
 
 
 def overlap(a: Rectangle, b: Rectangle) -> bool:
     """Whether two rectangles meet: they do not if their shadows on one of the four side directions are apart."""
-    if np.hypot(a.x - b.x, a.z - b.z) > np.hypot(a.half_x, a.half_z) + np.hypot(b.half_x, b.half_z):
+    reach = math.hypot(a.half_x, a.half_z) + math.hypot(b.half_x, b.half_z)
+    if math.hypot(a.x - b.x, a.z - b.z) > reach:
         return False
     first, second = a.corners(), b.corners()
-    for angle in (a.angle, b.angle):
-        c, s = np.cos(angle), np.sin(angle)
-        axes = np.array([[c, s], [-s, c]])
-        p, q = first @ axes, second @ axes
-        if (p.max(axis=0) < q.min(axis=0)).any() or (q.max(axis=0) < p.min(axis=0)).any():
+    for angle in (a.angle, a.angle + math.pi / 2, b.angle, b.angle + math.pi / 2):
+        c, s = math.cos(angle), math.sin(angle)
+        p, q = [c * x - s * z for x, z in first], [c * x - s * z for x, z in second]
+        if max(p) < min(q) or max(q) < min(p):
             return False
     return True
 
@@ -131,17 +131,18 @@ class Interior:
 
     def free(self, rectangle: Rectangle, ignore: Rectangle | None = None) -> bool:
         """Whether a rectangle lies in the room and on nothing that is taken."""
-        corners = rectangle.corners()
-        inside = np.abs(corners[:, 0]).max() < self.width / 2 and corners[:, 1].min() > 0
-        if not inside or corners[:, 1].max() > self.depth:
-            return False
+        for x, z in rectangle.corners():
+            if abs(x) > self.width / 2 or not 0 < z < self.depth:
+                return False
         return not any(overlap(rectangle, other) for other in self.taken if other is not ignore)
 
     def in_view(self, x: float, z: float, nearest: float, margin: float = 1.0) -> bool:
         """Whether a point on the floor is at least ``nearest`` metres away and between the picture's sides."""
-        offset = np.array([x, 0, z]) - self.camera.position * (1, 0, 1)
-        right, _, back = self.camera.rotation.T @ offset
-        return bool(-back > nearest and abs(right) < margin * 0.5 / self.camera.focal * -back)
+        eye, axes = self.camera.position, self.camera.rotation
+        away_x, away_z = x - float(eye[0]), z - float(eye[2])
+        right = away_x * float(axes[0, 0]) + away_z * float(axes[2, 0])
+        ahead = -away_x * float(axes[0, 2]) - away_z * float(axes[2, 2])
+        return ahead > nearest and abs(right) < margin * 0.5 / self.camera.focal * ahead
 
 
 def compose(rng: Rng, level: Difficulty) -> Interior:

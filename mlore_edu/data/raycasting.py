@@ -18,8 +18,8 @@ Array = npt.NDArray[Any]
 
 Kind = Literal["plane", "box", "ellipsoid", "cylinder", "capsule"]
 
-TINY = 1e-9
-"""Smallest divisor: a ray parallel to a face divides by this instead of by zero and meets the face far away."""
+TINY = 1e-12
+"""Added to divisors that may be zero: a ray parallel to a face meets it very far away instead of nowhere."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,9 @@ def hit_distance(primitive: Primitive, origins: Array, directions: Array) -> Arr
     return _hit_capsule(o, d, half)
 
 
-def _safe_inverse(x: Array) -> Array:
-    return 1 / np.where(np.abs(x) < TINY, np.asarray(TINY, x.dtype), x)
+def _inverse(x: Array) -> Array:
+    inverse: Array = 1 / (x + np.copysign(np.asarray(TINY, x.dtype), x))
+    return inverse
 
 
 def _hit_plane(o: Array, d: Array) -> Array:
@@ -110,7 +111,7 @@ def _hit_plane(o: Array, d: Array) -> Array:
 
 def _hit_box(o: Array, d: Array, half: Array) -> Array:
     """A box is where three slabs overlap: the ray is inside after the last entry and before the first exit."""
-    inverse = _safe_inverse(d)
+    inverse = _inverse(d)
     middle, spread = -o * inverse, half[:, None] * np.abs(inverse)
     near, far = (middle - spread).max(axis=0), (middle + spread).min(axis=0)
     return np.where((near < far) & (near > 0), near, np.inf).astype(d.dtype, copy=False)
@@ -132,7 +133,7 @@ def _hit_cylinder(o: Array, d: Array, half: Array) -> Array:
     b = o[0] * d[0] + o[2] * d[2]
     c = o[0] * o[0] + o[2] * o[2] - radius * radius
     root = np.sqrt(np.maximum(b * b - a * c, 0))
-    inverse = _safe_inverse(d[1])
+    inverse = _inverse(d[1])
     middle, spread = -o[1] * inverse, height * np.abs(inverse)
     near = np.maximum((-b - root) / a, middle - spread)
     far = np.minimum((-b + root) / a, middle + spread)
@@ -335,18 +336,19 @@ def light_points(light: Light, pixels: Array, width: int) -> Array:
     return np.asarray(point, np.float32)
 
 
-def block_mean(values: Array, same: Array) -> Array:
-    """Mean of (H, W) values over the 4 x 4 pixels around each pixel that show the same solid.
+def block_mean(values: Array, same: Array, step: int = 1) -> Array:
+    """Mean of (H, W) values over the 4 x 4 pixels around each pixel that show the same solid, ``step`` pixels apart.
 
     A pixel whose value is nan was not looked at and does not count; where no pixel counts the result is 1.
     """
-    padded = np.pad(values, ((2, 1), (2, 1)), constant_values=np.nan)
-    counted = np.where(np.isnan(padded), -2, np.pad(same, ((2, 1), (2, 1)), constant_values=-2))
+    border = (2 * step, step)
+    padded = np.pad(values, border, constant_values=np.nan)
+    counted = np.where(np.isnan(padded), -2, np.pad(same, border, constant_values=-2))
     padded = np.nan_to_num(padded)
     height, width = values.shape
     total, count = np.zeros_like(values), np.zeros_like(values)
-    for i in range(4):
-        for j in range(4):
+    for i in range(0, 4 * step, step):
+        for j in range(0, 4 * step, step):
             equal = counted[i : i + height, j : j + width] == same
             total += padded[i : i + height, j : j + width] * equal
             count += equal
@@ -425,15 +427,15 @@ def lambert(light: Light, points: Array, normals: Array, view: Array, gloss: Arr
     return matt, gloss * fall_off * np.maximum(cosine, 0) ** 40 * (matt > 0)
 
 
-SUBPIXELS = ((-0.375, -0.125), (-0.125, 0.375), (0.125, -0.375), (0.375, 0.125))
-"""Offsets (down, right) of the four rays that a pixel on a boundary is averaged over."""
+SUBPIXELS = ((-0.375, -0.125), (0.375, 0.125), (-0.125, 0.375), (0.125, -0.375))
+"""Offsets (down, right) of the rays that a pixel on a boundary is averaged over: opposite ones side by side."""
 
 
-def antialias(primitives: Sequence[Primitive], camera: Camera, index: Array, colour: Array) -> Array:
+def antialias(primitives: Sequence[Primitive], camera: Camera, index: Array, colour: Array, samples: int = 4) -> Array:
     """Smooth the steps along boundaries, as a sensor does that collects light over its whole area.
 
-    A pixel next to a boundary sends four rays; each takes the mean colour of the neighbours that show the solid it
-    meets (the pixel's own colour when none does).
+    A pixel next to a boundary sends two or four rays; each takes the mean colour of those neighbours that show the
+    solid it meets (the pixel's own colour when none does).
 
     Parameters
     ----------
@@ -443,6 +445,8 @@ def antialias(primitives: Sequence[Primitive], camera: Camera, index: Array, col
         (H, W) solid at each pixel centre, from :func:`cast`.
     colour
         (3, H, W) rendered colours.
+    samples
+        Rays per pixel, 2 or 4.
 
     Returns
     -------
@@ -462,13 +466,13 @@ def antialias(primitives: Sequence[Primitive], camera: Camera, index: Array, col
     ring_index, ring_colour = index.take(around), colour.reshape(3, -1).take(around, axis=1)  # (9, N), (3, 9, N)
     origin = camera.position[:, None]
     visible = np.unique(index)
-    shifts = [camera.rays((height, width), pixels, shift) for shift in SUBPIXELS]
+    shifts = [camera.rays((height, width), pixels, shift) for shift in SUBPIXELS[:samples]]
     _, met = cast([primitives[k] for k in visible], origin, camera.rotation @ np.concatenate(shifts, axis=1))
     total = np.zeros((3, pixels.size), np.float32)
-    for seen in visible[met].reshape(len(SUBPIXELS), -1):
+    for seen in visible[met].reshape(samples, -1):
         weight = (ring_index == seen).astype(np.float32)
         weight[4] += 1e-3  # the pixel itself, for a solid that no neighbour shows
         total += np.einsum("crn,rn->cn", ring_colour, weight) / weight.sum(axis=0)
     result = colour.reshape(3, -1).copy()
-    result[:, pixels] = total / len(SUBPIXELS)
+    result[:, pixels] = total / samples
     return result.reshape(3, height, width)
