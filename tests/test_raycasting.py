@@ -132,7 +132,8 @@ def test_normals_are_unit_face_the_ray_and_follow_the_implicit_gradient(seed, ki
     t = hit_distance(primitive, origins, directions)
     hit = np.isfinite(t)
     points = origins[:, hit] + t[hit] * directions[:, hit]
-    normal = primitive.rotation @ local_normal(primitive, primitive.rotation.T @ (points - primitive.centre[:, None]))
+    local = primitive.rotation.T @ (points - primitive.centre[:, None])
+    normal = primitive.rotation @ local_normal(primitive, local, primitive.rotation.T @ directions[:, hit])
     np.testing.assert_allclose(np.linalg.norm(normal, axis=0), 1, atol=1e-9)
     assert ((normal * directions[:, hit]).sum(axis=0) < 1e-6).all()
     step = 1e-6
@@ -174,7 +175,7 @@ def test_a_plane_is_hit_from_above_only_at_height_over_fall():
     down, up, level = np.array([0.6, -0.8, 0]), np.array([0.6, 0.8, 0]), np.array([1.0, 0, 0])
     t = hit_distance(ground, np.array([[0.0], [2.1], [0.0]]), np.stack([down, up, level], axis=1))
     np.testing.assert_allclose(t, [2.0, np.inf, np.inf])
-    np.testing.assert_array_equal(local_normal(ground, np.zeros((3, 1))), [[0], [1], [0]])
+    np.testing.assert_array_equal(local_normal(ground, np.zeros((3, 1)), np.ones((3, 1))), [[0], [1], [0]])
     assert ground.bounding_radius == np.inf
 
 
@@ -338,12 +339,12 @@ def test_texture_coordinates_keep_lengths_on_the_surface(kind):
     primitive = Primitive(kind, np.zeros(3), np.eye(3), np.array([0.5, 0.4, 0.5]))
     if kind == "plane":
         points = np.stack([rng.normal(size=100), np.zeros(100), rng.normal(size=100)])
-        normals = local_normal(primitive, points)
+        normals = local_normal(primitive, points, -np.ones_like(points))
     else:
         origins, directions = rays_at(rng, 200)
         t = hit_distance(primitive, origins, directions)
         points = (origins + t * directions)[:, np.isfinite(t)]
-        normals = local_normal(primitive, points)
+        normals = local_normal(primitive, points, directions[:, np.isfinite(t)])
     flat = np.ones(points.shape[1], bool) if kind != "ellipsoid" else np.abs(normals[1]) < 0.2
     side = np.cross(normals.T, rng.normal(size=3)).T
     side *= 1e-3 / np.linalg.norm(side, axis=0)

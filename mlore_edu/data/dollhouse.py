@@ -272,7 +272,7 @@ def _surface(stage: Stage, labels: Labels) -> _Surface:
         here = slice(start[k], start[k + 1])
         primitive, material = stage.primitives[k], stage.solids[k].material
         local = primitive.rotation.T @ (sorted_points[:, here] - primitive.centre[:, None])
-        local_up = local_normal(primitive, local)
+        local_up = local_normal(primitive, local, primitive.rotation.T @ rays[:, here])
         normal = rows[:3, here] = primitive.rotation @ local_up
         if material.texture == "plain":
             rows[3:6, here] = material.colour[:, None]

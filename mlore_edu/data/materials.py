@@ -203,7 +203,7 @@ COLOURS = {
     "trousers": _palette("34507c 2c2f38 6b5a45 4f5d4a 8a8f98 9c6b4a 5c2f3a c7b48c 27425c"),
     "skin": _palette("e6b594 c98f68 f1cdb2 a46d48 7a4b30 563322 d8a57c"),
     "hair": _palette("3a2618 1c1815 6b4423 a8743a d1ab62 8d3a1f 9a9893"),
-    "leaf": _palette("3f7d3a 5c9a48 2f6640 7fa653 4d7f63 8a9a3f"),
+    "leaf": _palette("3f7d3a 5c9a48 2f6640 7fa653 4d7f63 8a9a3f 9a4a52 c9a53f 5a7f99 7a5c8a"),
     "pot": _palette("b4633f d8cfc2 3f5561 8a8f7a e1b64c 5b4a46 f0efe9"),
     "paint": _palette("e9e4d8 7d9b92 c2654a 3f5a78 d7b25c 8f8f8a b98a57 4d4543 a9bccb d39a9a"),
     "metal": _palette("3a3a3c 8c8880 b9964f c9c9c6"),

@@ -160,14 +160,27 @@ def _hit_capsule(o: Array, d: Array, half: Array) -> Array:
     return np.where(hit, t, np.inf).astype(d.dtype, copy=False)
 
 
-def local_normal(primitive: Primitive, points: Array) -> Array:
-    """Outward unit normals (3, N), in the solid's own coordinates, at points (3, N) on its surface."""
+def local_normal(primitive: Primitive, points: Array, directions: Array) -> Array:
+    """Outward unit normals where rays meet a solid, in the solid's own coordinates.
+
+    Parameters
+    ----------
+    primitive
+        The solid.
+    points, directions
+        (3, N) points on its surface and (3, N) directions of the rays that met them: on an edge the face that is turned
+        towards the ray counts.
+
+    Returns
+    -------
+    (3, N) unit vectors.
+    """
     half = primitive.half[:, None]
     if primitive.kind == "plane":
         return np.broadcast_to(np.array([[0], [1], [0]], points.dtype), points.shape)
     if primitive.kind == "box":
-        face = np.argmax(np.abs(points) / half, axis=0)
-        return np.where(np.arange(3)[:, None] == face, np.sign(points), 0).astype(points.dtype)
+        face = np.where(points * directions < 0, np.abs(points) / half, 0).argmax(axis=0)
+        return np.where(np.arange(3)[:, None] == face, np.sign(points), 0).astype(points.dtype, copy=False)
     if primitive.kind == "ellipsoid":
         normal: Array = points / (half * half)
     elif primitive.kind == "capsule":
@@ -175,8 +188,9 @@ def local_normal(primitive: Primitive, points: Array) -> Array:
         normal[1] -= np.clip(points[1], -half[1], half[1])
     else:
         on_cap = np.abs(points[1]) - half[1] > np.hypot(points[0], points[2]) - half[0]
-        normal = points * np.array([[1], [0], [1]], points.dtype)
-        normal = np.where(on_cap, np.array([[0], [1], [0]], points.dtype) * np.sign(points), normal)
+        on_cap &= points[1] * directions[1] < 0
+        normal = np.where(on_cap, 0, points)
+        normal[1] = np.where(on_cap, np.sign(points[1]), 0)
     normal /= np.maximum(np.sqrt((normal * normal).sum(axis=0)), TINY)
     return normal
 
