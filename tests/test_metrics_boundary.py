@@ -123,7 +123,7 @@ def test_scores_follow_from_the_counts():
         assert recall == pytest.approx(matched[t] / true)
         assert details["f"][t] == pytest.approx(f[t])
     best = [
-        max(range(5), key=lambda t: (image.matched[t] / max(1, image.predicted[t] + image.true), -t))
+        max(range(5), key=lambda t: (image.matched[t] / max(1, image.predicted[t] + image.true), t))
         for image in meter.images
     ]
     chosen = np.array([(image.predicted[t], image.matched[t]) for image, t in zip(meter.images, best)]).sum(0)
@@ -169,6 +169,16 @@ def test_an_exact_prediction_scores_100_and_an_empty_one_0():
     assert score(target[:, 0], target, DOLLHOUSE_BOUNDARY).compute() == 100
     empty = score(torch.zeros(1, 20, 20), target).details()
     assert empty["odsF"] == empty["oisF"] == empty["ap"] == 0
+
+
+def test_an_image_without_boundaries_lowers_ods_but_ois_finds_the_threshold_where_it_is_silent():
+    target = torch.zeros(2, 1, 20, 20)
+    target[0, 0, 9] = 1
+    probability = torch.stack([target[0, 0] * 0.5, torch.zeros(20, 20)])
+    probability[1, 5] = 0.5
+    details = score(probability, target, DOLLHOUSE_BOUNDARY).details()
+    assert details["odsF"] == pytest.approx(100 * 2 * 20 / (40 + 20))
+    assert details["oisF"] == 100
 
 
 def test_a_displaced_line_counts_within_the_tolerance_only():
