@@ -1,4 +1,4 @@
-"""Self-checks of chapter 2: IoU, the acting thresholds, small angles, a pooled RMSE, a gain without a favourite baseline."""
+"""Self-checks of chapter 2: IoU, the acting thresholds, small angles, a pooled RMSE, a gain of logarithms."""
 
 from __future__ import annotations
 
