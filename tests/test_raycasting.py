@@ -7,18 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlore_edu.data.lighting import BAYER, Light, antialias, block_mean, lambert, light_points
 from mlore_edu.data.raycasting import (
-    BAYER,
     Camera,
-    Light,
     Primitive,
-    antialias,
-    block_mean,
     blocked,
     cast,
     hit_distance,
-    lambert,
-    light_points,
     local_normal,
     look_at,
     make_group,

@@ -14,25 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from mlore_edu.data.furniture import Solid
-from mlore_edu.data.interiors import DIFFICULTIES, EASY, FULL, MEDIUM, Difficulty, Interior, compose
+from mlore_edu.data.interiors import DIFFICULTIES, EASY, FULL, MEDIUM, Difficulty, compose
+from mlore_edu.data.lighting import BAYER, antialias, block_mean, lambert, light_points
 from mlore_edu.data.materials import albedo
 from mlore_edu.data.people import HEAD
 from mlore_edu.data.raycasting import (
-    BAYER,
     Camera,
     Group,
     Primitive,
-    antialias,
-    block_mean,
     blocked,
     cast,
-    lambert,
-    light_points,
     local_normal,
     make_group,
     single,
     surface_coordinates,
 )
+from mlore_edu.data.rooms import Interior
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import DOLLHOUSE_CLASSES
 

@@ -6,17 +6,18 @@ near the front and looks towards the far wall or a corner.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mlore_edu.data import furniture, people
-from mlore_edu.data.furniture import Paint, Rng, Seat, Solid, Thing, placed, turn_y
+from mlore_edu.data.furniture import Paint, Rng, Solid, Thing, placed, turn_y
+from mlore_edu.data.lighting import Light
 from mlore_edu.data.materials import choose_material
-from mlore_edu.data.raycasting import Camera, Light, Primitive, look_at
+from mlore_edu.data.raycasting import Primitive, look_at
+from mlore_edu.data.rooms import Interior, Rectangle
 
 Array = npt.NDArray[Any]
 
@@ -70,79 +71,6 @@ MEDIUM = Difficulty(
 FULL = Difficulty("full", _ALL, (2, 4), (0, 3), (3, 7), (1.9, 4.2), 1.0, 0.35, 1.0, 1.0, 1.0, 4.0)
 DIFFICULTIES = {level.name: level for level in (EASY, MEDIUM, FULL)}
 """The three settings by name: from one large person in a plain room to everything."""
-
-
-@dataclass(frozen=True)
-class Rectangle:
-    """A turned rectangle on the floor: middle (x, z), half sizes, angle."""
-
-    x: float
-    z: float
-    half_x: float
-    half_z: float
-    angle: float
-
-    def corners(self) -> list[tuple[float, float]]:
-        """The four corners (x, z)."""
-        c, s = math.cos(self.angle), math.sin(self.angle)
-        signed = ((i * self.half_x, j * self.half_z) for i, j in ((1, 1), (1, -1), (-1, -1), (-1, 1)))
-        return [(self.x + c * u + s * v, self.z - s * u + c * v) for u, v in signed]
-
-
-def overlap(a: Rectangle, b: Rectangle) -> bool:
-    """Whether two rectangles meet: they do not if their shadows on one of the four side directions are apart."""
-    reach = math.hypot(a.half_x, a.half_z) + math.hypot(b.half_x, b.half_z)
-    if math.hypot(a.x - b.x, a.z - b.z) > reach:
-        return False
-    first, second = a.corners(), b.corners()
-    for angle in (a.angle, a.angle + math.pi / 2, b.angle, b.angle + math.pi / 2):
-        c, s = math.cos(angle), math.sin(angle)
-        p, q = [c * x - s * z for x, z in first], [c * x - s * z for x, z in second]
-        if max(p) < min(q) or max(q) < min(p):
-            return False
-    return True
-
-
-@dataclass
-class Interior:
-    """A furnished room: its size, camera and lights, and its objects with everything in room coordinates."""
-
-    width: float
-    height: float
-    depth: float
-    camera: Camera
-    lights: list[Light] = field(default_factory=list)
-    ambient: Array = field(default_factory=lambda: np.ones(3))
-    objects: list[Thing] = field(default_factory=list)
-    seats: list[tuple[Seat, Thing]] = field(default_factory=list)
-    taken: list[Rectangle] = field(default_factory=list)
-    walls: list[tuple[float, float, float]] = field(default_factory=list)
-
-    def add(self, thing: Thing, x: float, z: float, angle: float = 0.0, y: float = 0.0, take: bool = True) -> Thing:
-        """Put a thing into the room; its footprint is taken from now on."""
-        here, turn = np.array([x, y, z]), turn_y(angle)
-        seats = tuple(Seat(turn @ seat.point + here, seat.facing + angle, seat.reach) for seat in thing.seats)
-        thing = replace(thing, solids=placed(thing.solids, here, turn), seats=seats)
-        self.objects.append(thing)
-        self.seats += [(seat, thing) for seat in seats]
-        if take:
-            self.taken.append(Rectangle(x, z, *thing.footprint, angle))
-        return thing
-
-    def free(self, rectangle: Rectangle, ignore: Rectangle | None = None) -> bool:
-        """Whether a rectangle lies in the room and on nothing that is taken."""
-        for x, z in rectangle.corners():
-            if abs(x) > self.width / 2 or not 0 < z < self.depth:
-                return False
-        return not any(overlap(rectangle, other) for other in self.taken if other is not ignore)
-
-    def in_view(self, x: float, z: float, nearest: float, margin: float = 1.0) -> bool:
-        """Whether a point on the floor is at least ``nearest`` metres away and between the picture's sides."""
-        eye, axes = self.camera.position, self.camera.rotation
-        away_x, away_z = x - float(eye[0]), z - float(eye[2])
-        right = away_x * float(axes[0, 0]) + away_z * float(axes[2, 0])
-        ahead = -away_x * float(axes[0, 2]) - away_z * float(axes[2, 2])
-        return ahead > nearest and abs(right) < margin * 0.5 / self.camera.focal * ahead
 
 
 def compose(rng: Rng, level: Difficulty) -> Interior:
@@ -358,7 +286,7 @@ def _add_clutter(rng: Rng, level: Difficulty, interior: Interior, paint: Paint) 
             _put_on_top(rng, interior, name, paint)
         else:
             thing = _small_thing(rng, name, paint, on_top=False)
-            place = _on_floor(rng, interior, thing, 1.8)
+            place = _on_floor(rng, interior, thing, {"ball": 1.8, "plant": 2.0, "lamp": 2.5}[name])
             if place:
                 interior.add(thing, *place, rng.uniform(0, 6.3))
 
@@ -412,11 +340,11 @@ def _add_lights(rng: Rng, level: Difficulty, interior: Interior) -> None:
     tint = warm + (cool - warm) * (0.5 + vary * rng.uniform(-0.5, 0.5))
     x = rng.choice((-1.0, 1.0)) * rng.uniform(0.4, 1) * (interior.width / 2 - 0.1)
     key_at = np.array([x, rng.uniform(1.7, interior.height - 0.2), rng.uniform(0.45, 1.0) * interior.depth - 0.1])
-    strength = 2.6 + vary * rng.uniform(-0.9, 1.2)
+    strength = 2.9 + vary * rng.uniform(-0.9, 1.2)
     size = rng.uniform(0.15, 0.45)
     interior.lights.append(Light(key_at, np.array([size, 0, 0]), np.array([0, size, size * 0.5]), strength * tint))
     top = np.array([0, interior.height - 0.02, 0.5 * interior.depth])
     other = warm + (cool - warm) * (0.5 + vary * rng.uniform(-0.5, 0.5))
     sides = np.array([0.4 * interior.width, 0, 0]), np.array([0, 0, 0.4 * interior.depth])
     interior.lights.append(Light(top, *sides, (0.9 + vary * rng.uniform(-0.4, 0.5)) * other))
-    interior.ambient = (0.32 + vary * rng.uniform(-0.1, 0.1)) * (0.5 * (tint + other))
+    interior.ambient = (0.28 + vary * rng.uniform(-0.1, 0.1)) * (0.5 * (tint + other))
