@@ -1,0 +1,1074 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 01 · Five answers from one image
+#
+# Look at a photograph of a room for a second. You know what stands where, who is in it, how far away things are, which way their surfaces
+# face, and where one thing ends and the next begins. **What exactly can one photograph tell, pixel by pixel, and how is each answer written
+# down so that a network can learn it?**
+#
+# Here is one picture with six such answers.
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+import mlore_edu as me
+from mlore_edu import plots
+from mlore_edu.pictures import palette, to_rgb
+
+plots.use_style()
+
+
+# %%
+def richness(seed):
+    """How many body parts and classes a scene shows, and how large its people are."""
+    small = me.scene(seed, 64)
+    return len(np.unique(small.human_parts)), len(np.unique(small.semseg)), (small.human_parts > 0).sum()
+
+
+room = me.scene(max(range(40), key=richness), 256)
+
+
+# %% tags=["hide-input"]
+def put(axis, picture, title="", **options):
+    """Draw a picture with a thin frame, so that white (ignored) pixels stand out from the page."""
+    axis.set(xticks=[], yticks=[], title=title)
+    axis.spines[:].set(visible=True, color="#bbbbbb")
+    return axis.imshow(picture, interpolation="antialiased", **options)
+
+
+def look(scene):
+    """Draw an image large, and its six labels beside it."""
+    figure, axes = plt.subplot_mosaic(
+        [["image", "image", "semseg", "human_parts", "saliency"], ["image", "image", "normals", "depth", "edge"]],
+        figsize=(7.5, 3.7),
+    )
+    for name, axis in axes.items():
+        put(axis, to_rgb(name, getattr(scene, name)), plots.TITLES[name].replace("Semantic segmentation", "Semantics"))
+    plots.class_legend(figure, "semseg", scene.semseg, me.DOLLHOUSE["semseg"].class_names)
+
+
+# %% mystnb={"figure": {"name": "fig-01-scene", "caption": "One image, six answers. The legend names the colours of the semantic classes. Normals: x, y and z as red, green and blue. Depth: near is bright."}, "image": {"alt": "A rendered room with a person on the left; on the right six small maps of the same room: coloured semantic classes, the person's six body parts, the salient region in white, surface normals, depth and thin black boundaries."}}
+look(room)
+
+# %% [markdown]
+# ## What you will be able to do
+#
+# - say what each of the six labels means, and read and write the files in which PASCAL-Context and NYUD-v2 store it;
+# - render a small room from its equations, with a depth and a normal for each pixel, and use one label to check another;
+# - say what every encoding loses, and measure it;
+# - flip, zoom, crop and pad an image together with its labels without spoiling any of them;
+# - name the statistics of such data that decide how losses and metrics must be built.
+#
+# You need Python, numpy and the geometry of vectors. Reading takes about 40 minutes, running it less than one, on two CPU cores and without
+# a network connection.
+
+# %% [markdown]
+# ## Three sets of questions
+#
+# The image comes from **Dollhouse**, the rendered rooms that travel with this book. They are there so that every chapter runs without a
+# download, and because their labels are exact: the program that draws the room knows the answers. The papers of this book use photographs.
+# *PASCAL-Context* {cite}`mottaghi2014context` asks **five** questions about pictures of everyday life, hence this chapter's title;
+# *NYUD-v2* {cite}`silberman2012nyud` asks **four** about rooms seen by a depth camera. Dollhouse asks all **six**.
+#
+# The library writes each question down once, as a `Task`, and each data set's questions as a `TaskSet`.
+
+# %%
+task_sets = (me.PASCAL_CONTEXT, me.NYUD_V2, me.DOLLHOUSE)
+print(f"{'channels to predict':24}" + "".join(f"{tasks.name:>16}" for tasks in task_sets) + "   judged by")
+for task in me.DOLLHOUSE:
+    channels = [tasks[task.name].channels if task.name in tasks else "–" for tasks in task_sets]
+    print(f"{task.title:24}" + "".join(f"{count:>16}" for count in channels) + f"   {task.metric}")
+
+# %% [markdown]
+# Four of the six are *classifications* with a few classes, from 2 to 40. Normals and depth are *regressions*: three numbers and one number
+# for each pixel. The metrics in the last column are chapter 2.
+#
+# In memory a scene is seven arrays with the same height and width.
+
+# %%
+for name in ("image", *me.DOLLHOUSE.names):
+    array = getattr(room, name)
+    print(f"{name:12} {array.shape!s:15} {array.dtype!s:8} from {array.min():.0f} to {array.max():.0f}")
+
+# %% [markdown]
+# **Semantic segmentation** gives each pixel a class. **Human parts** divide people, and only people, into six. **Saliency** says what
+# catches the eye first. A **normal** is the unit vector that stands upright on the surface, in the camera's axes: $x$ to the right, $y$ up,
+# $z$ towards the camera, so that a wall which faces you has $(0, 0, 1)$. **Depth** is the distance in metres along the camera's axis.
+# **Boundaries** are the lines at which one thing stops.
+#
+# Walk through a few scenes before you read on. `difficulty` sets how many kinds of things there are and how much light and texture vary.
+
+# %%
+from ipywidgets import SelectionSlider, interact
+
+
+def explore(seed, difficulty, label):
+    """Draw one scene beside one of its labels."""
+    scene = me.scene(seed, 128, difficulty)
+    plots.show_grid([{"image": scene.image, label: getattr(scene, label)}], width=5.5)
+    plt.show()
+
+
+# %% tags=["nbval-ignore-output"]
+_ = interact(
+    explore,
+    seed=(0, 99),
+    difficulty=SelectionSlider(options=["easy", "medium", "full"], value="full"),
+    label=SelectionSlider(options=me.DOLLHOUSE.names, value="normals"),
+)
+
+# %% mystnb={"figure": {"name": "fig-01-explore", "caption": "What the explorer shows first: a scene of full difficulty and its normals."}, "image": {"alt": "A rendered room and beside it the same room in the colours of its surface normals: flat walls have one colour each, round things shade from colour to colour."}}
+explore(49, "full", "normals")
+
+# %% [markdown]
+# ## How a scene is made
+#
+# How can a program know the depth and the normal of every pixel? It asks each pixel's ray what it meets, an idea from the first days of
+# computer graphics {cite}`appel1968shading`. The camera sits at the origin and looks along $-z$. Its focal length $f$ is measured in pixels.
+# Pixel centres lie at $(u, v)$, with $u$ running right and $v$ down, in an image $W$ wide and $H$ high. The ray of a pixel is
+#
+# ```{math}
+# :label: eq-01-ray
+# \mathbf p(t) = t\,\mathbf d, \qquad \mathbf d = \Bigl(\frac{u - W/2}{f},\; \frac{H/2 - v}{f},\; -1\Bigr).
+# ```
+#
+# Because the last component of $\mathbf d$ is $-1$, the parameter $t$ *is* the depth of the point it reaches.
+
+
+# %%
+def camera_rays(shape, focal):
+    """Directions d of all pixels, (3, H, W)."""
+    height, width = shape
+    v, u = np.mgrid[:height, :width] + 0.5  # pixel centres
+    return np.stack([(u - width / 2) / focal, (height / 2 - v) / focal, -np.ones(shape)])  # (3, H, W)
+
+
+# %% [markdown]
+# Put three surfaces into the world, a floor, a wall and a ball, and ask where a ray meets them. The floor lies a height $h$ below the
+# camera, so $t\,d_y = -h$. The wall stands at distance $D$ and faces us, so $t = D$ for every ray. The ball has centre $\mathbf c$ and radius
+# $r$; its points satisfy $\lVert t\,\mathbf d - \mathbf c\rVert = r$, a quadratic equation whose smaller solution is the near side:
+#
+# ```{math}
+# :label: eq-01-hits
+# t_\text{floor} = \frac{-h}{d_y}\ (d_y < 0), \qquad t_\text{wall} = D, \qquad
+# t_\text{ball} = \frac{\mathbf d^{\!\top}\mathbf c - \sqrt{(\mathbf d^{\!\top}\mathbf c)^2 - \lVert\mathbf d\rVert^2\,(\lVert\mathbf c\rVert^2 - r^2)}}{\lVert\mathbf d\rVert^2}.
+# ```
+#
+# Whatever comes first hides the rest.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-rays", "caption": "The same three surfaces from the side. Each pixel sends one ray; the first surface it meets is what the pixel shows. Depth t is measured along the camera's axis, so it is shorter than the ray."}, "image": {"alt": "A side view: from the camera on the left, three rays pass through a short vertical line, the image. One ends on the floor, one on a ball, one on a wall. A dashed line below marks the depth of the point on the ball."}}
+figure, axis = plt.subplots(figsize=(6, 3))
+axis.plot([-0.3, 5], [0, 0], color="#9c7450", lw=3)  # the floor, at height 0
+axis.plot([5, 5], [0, 2.4], color="#666666", lw=3)
+axis.add_patch(plt.Circle((3, 0.6), 0.6, color="#e69f00"))
+axis.plot([0.5, 0.5], [1.15, 1.65], color="black", lw=2)
+axis.plot(0, 1.4, "o", color="black", ms=8)
+for end_depth, end_height in ((1.9, 0), (2.5, 0.93), (5, 2.0)):
+    axis.plot([0, end_depth], [1.4, end_height], color="#0072b2")
+    axis.plot(end_depth, end_height, "o", color="#0072b2")
+axis.plot([0, 2.5, 2.5], [-0.25, -0.25, 0.93], "--", color="#0072b2", lw=1)
+axis.plot([0, 0], [-0.25, 1.4], "--", color="#0072b2", lw=1)
+for x, y, text in ((-0.25, 1.65, "camera"), (0.55, 1.75, "image"), (1.15, -0.5, "depth t"), (3.7, 0.5, "ball"),
+                   (4.3, 0.1, "floor"), (5.1, 1.2, "wall"), (0.05, 0.6, "h"), (3.2, 1.98, r"ray $t\,\mathbf{d}$")):  # fmt: skip
+    axis.text(x, y, text)
+axis.set(aspect="equal", xlim=(-0.5, 5.6), ylim=(-0.6, 2.5))
+axis.set_axis_off()
+
+# %%
+focal, h, D, c, r = 115.0, 1.4, 5.0, np.array([0.4, -0.8, -3.0]), 0.6
+d = camera_rays((128, 128), focal)  # (3, 128, 128)
+along, square = np.einsum("chw,c->hw", d, c), (d**2).sum(0)
+under_root = along**2 - square * (c @ c - r**2)
+
+t_floor = np.where(d[1] < 0, h / np.maximum(-d[1], 1e-9), np.inf)
+t_wall = np.full(t_floor.shape, D)
+t_ball = np.where(under_root > 0, (along - np.sqrt(np.maximum(under_root, 0))) / square, np.inf)
+
+t = np.stack([t_floor, t_wall, t_ball])  # (3, H, W), one layer per surface
+depth, surface = t.min(0), t.argmin(0)  # (H, W) both
+
+# %% [markdown]
+# The normals come with the shapes: the floor's is $(0, 1, 0)$, the wall's $(0, 0, 1)$, and the ball's points from its centre to the surface.
+
+# %%
+points = depth * d  # (3, H, W), in metres
+floor_normal, wall_normal = np.array([[0, 1, 0], [0, 0, 1]])[:, :, None, None]  # (3, 1, 1) each
+normals = np.where(surface == 0, floor_normal, np.where(surface == 1, wall_normal, (points - c[:, None, None]) / r))
+light = np.array([0.4, 0.7, 0.6]) / np.linalg.norm([0.4, 0.7, 0.6])
+shading = 0.25 + 0.75 * np.maximum(np.einsum("chw,c->hw", normals, light), 0)  # matt surfaces, no shadows
+
+
+# %% tags=["hide-input"]
+def show_row(pictures, width=7.5):
+    """Draw titled pictures side by side; (H, W) arrays are drawn as heat maps with a colour bar below."""
+    shape = next(iter(pictures.values())).shape
+    side = width / len(pictures) * shape[0] / shape[1]
+    heat = any(picture.ndim == 2 for picture in pictures.values())
+    figure, axes = plt.subplots(1, len(pictures), figsize=(width, side + 0.35 + 0.35 * heat), squeeze=False)
+    for axis, (title, picture) in zip(axes.flat, pictures.items(), strict=True):
+        drawn = put(axis, picture, title, cmap="cividis", vmin=0)
+        if picture.ndim == 2:
+            below = axis.inset_axes([0.05, -0.1, 0.9, 0.05])
+            figure.colorbar(drawn, cax=below, orientation="horizontal", ticks=plt.MaxNLocator(4))
+
+
+# %% mystnb={"figure": {"name": "fig-01-renderer", "caption": "A room of three surfaces, rendered in the two cells above, with four of its labels. The wall has one depth everywhere, because depth is measured along the camera's axis."}, "image": {"alt": "Five small pictures: a shaded ball on a floor before a wall, the three surfaces in three colours, the normals with the ball shading through all colours, the depth getting darker with distance, and the outlines of the surfaces."}}
+changes = np.zeros(surface.shape)
+changes[1:] = surface[1:] != surface[:-1]
+changes[:, 1:] += surface[:, 1:] != surface[:, :-1]
+show_row(
+    {
+        "Image": to_rgb("saliency", shading),
+        "Surfaces": to_rgb("human_parts", surface + 1),
+        "Normals": to_rgb("normals", normals),
+        "Depth": to_rgb("depth", depth),
+        "Boundaries": to_rgb("edge", np.minimum(changes, 1)),
+    }
+)
+
+# %% [markdown]
+# That is a renderer. Dollhouse adds boxes, cylinders and capsules (people are made of capsules), textures, lamps and soft shadows, but its
+# labels come from these lines. The library's ray caster, `mlore_edu/data/raycasting.py`, works with rays of length one and returns distances
+# along them; the share of such a ray that runs along the camera's axis, times the distance, is the depth.
+
+# %%
+from mlore_edu.data.raycasting import Primitive, cast
+
+face_us = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0]])  # columns: the solid's own x, y and z axes
+solids = [
+    Primitive("plane", np.array([0, -h, 0]), np.eye(3), np.zeros(3)),
+    Primitive("plane", np.array([0, 0, -D]), face_us, np.zeros(3)),
+    Primitive("ellipsoid", c, np.eye(3), np.full(3, r)),
+]
+unit = (d / np.sqrt(square)).reshape(3, -1)  # (3, H·W)
+distance, first = cast(solids, np.zeros((3, 1)), unit)
+
+np.testing.assert_array_equal(first.reshape(surface.shape), surface)
+np.testing.assert_allclose((distance * -unit[2]).reshape(depth.shape), depth, rtol=1e-5)
+
+# %% [markdown]
+# ### One pixel of the floor tells the rest of it
+#
+# Now turn to the full room, whose camera is tilted. A plane with normal $\mathbf n$ consists of the points with
+# $\mathbf n^{\!\top}\mathbf p = -h$, where $h$ is the camera's height above it. One labelled pixel gives $\mathbf n$ and $\mathbf p$, hence
+# $h$, and {eq}`eq-01-ray` then gives the depth of every other floor pixel: $t = -h / \mathbf n^{\!\top}\mathbf d$.
+
+# %%
+d = camera_rays(room.depth.shape, room.meta["focal"])  # (3, H, W)
+points = room.depth * d
+on_floor = room.semseg == me.DOLLHOUSE["semseg"].class_names.index("floor")
+v, u = np.argwhere(on_floor)[-1]  # the last floor pixel, row by row
+n = room.normals[v, u]
+h = -n @ points[:, v, u]
+predicted = -h / np.einsum("c,chw->hw", n, d)
+
+np.testing.assert_allclose(predicted[on_floor], room.depth[on_floor], rtol=1e-3)
+print(f"the camera is {h:.1f} m above the floor")
+
+# %% [markdown]
+# With the floor known, depth turns into another quantity, $\mathbf n^{\!\top}\mathbf p + h$: how high above the floor every pixel lies.
+
+# %% mystnb={"figure": {"name": "fig-01-height", "caption": "From depth to height above the floor, in metres. Nobody labelled heights: the floor's normal and the depth contain them."}, "image": {"alt": "Three pictures of one room: the image, its depth, and a heat map of heights, dark on the floor and growing evenly up the walls, the furniture and the person."}}
+height = np.einsum("c,chw->hw", n, points) + h
+show_row(
+    {"Image": room.image, "Depth": to_rgb("depth", room.depth), "Height above the floor [m]": np.maximum(height, 0)}
+)
+
+# %% [markdown]
+# ### Normals are the slope of depth
+#
+# The labels of a real data set cannot be checked against the program that drew them, but they can be checked against each other. Move one
+# pixel to the right and the point on the surface moves by $\partial\mathbf p/\partial u$; move one pixel down and it moves by
+# $\partial\mathbf p/\partial v$. Both lie in the surface, so their cross product stands upright on it:
+#
+# ```{math}
+# :label: eq-01-normal
+# \mathbf n \;\propto\; \frac{\partial \mathbf p}{\partial v} \times \frac{\partial \mathbf p}{\partial u},
+# \qquad \mathbf p(u, v) = \text{depth}(u, v)\;\mathbf d(u, v).
+# ```
+
+
+# %%
+def normals_from_depth(depth, focal):
+    """Unit normals (3, H, W) of a depth map (H, W)."""
+    points = depth * camera_rays(depth.shape, focal)  # (3, H, W)
+    down, right = np.gradient(points, axis=(1, 2))  # central differences, (3, H, W) each
+    normal = np.cross(down, right, axis=0)
+    return normal / np.linalg.norm(normal, axis=0)
+
+
+def angle(a, b):
+    """Degrees between unit vectors (3, H, W)."""
+    return np.degrees(2 * np.arctan2(np.linalg.norm(a - b, axis=0), np.linalg.norm(a + b, axis=0)))  # (H, W)
+
+
+# %% [markdown]
+# On a flat surface the differences lie in the plane exactly, so nothing but rounding may remain. We assert it inside walls: where a pixel and
+# its eight neighbours are the same wall.
+
+# %%
+from scipy.ndimage import maximum_filter, minimum_filter
+
+labelled = np.moveaxis(room.normals, -1, 0)  # (3, H, W)
+measured = normals_from_depth(room.depth, room.meta["focal"])
+error = angle(measured, labelled)
+
+inside = maximum_filter(room.instances, 3) == minimum_filter(room.instances, 3)
+wall = inside & (room.semseg == me.DOLLHOUSE["semseg"].class_names.index("wall"))
+assert np.quantile(error[wall], 0.99) < 0.1  # degrees
+assert np.median(error[~inside]) > 5  # a difference across a boundary means nothing
+
+# %% mystnb={"figure": {"name": "fig-01-gradient", "caption": "Normals from the label and from the slope of the depth map, and the angle between them in degrees (drawn up to 30). Flat and round surfaces agree; where the difference reaches across a boundary it compares points of two things."}, "image": {"alt": "Three pictures: two almost equal maps of normals, and a heat map of the angle between them that is dark everywhere except along the outlines of things, where it is bright."}}
+show_row(
+    {
+        "Label": to_rgb("normals", labelled),
+        "From depth": to_rgb("normals", measured),
+        "Angle between them [°]": np.minimum(error, 30),
+    }
+)
+
+# %% [markdown]
+# The normals of indoor data sets such as NYUD-v2 are computed from depth that a sensor measured. A slope is a difference, and differences
+# amplify noise, so there the same computation needs smoothing. One centimetre of noise is enough to see why.
+
+# %% mystnb={"figure": {"name": "fig-01-noise", "caption": "Normals from exact depth, from the same depth with one centimetre of random error in each pixel, and how far the latter are off (drawn up to 45°)."}, "image": {"alt": "Three pictures: a clean map of normals, the same map covered in coloured speckle, and a heat map of the angle between it and the label, bright nearly everywhere."}}
+noise = 0.01 * np.random.default_rng(0).standard_normal(room.depth.shape)  # metres
+noisy = normals_from_depth(room.depth + noise, room.meta["focal"])
+assert np.median(angle(noisy, labelled)) > 10  # degrees
+show_row(
+    {
+        "From exact depth": to_rgb("normals", measured),
+        "With 1 cm of noise": to_rgb("normals", noisy),
+        "Angle to the label [°]": np.minimum(angle(noisy, labelled), 45),
+    }
+)
+
+# %% [markdown]
+# ## How each answer is written down
+#
+# A label map has to become a file. Each of the field's formats is a small decision about what may be lost, and each has a trap. We encode
+# one scene every way, decode it, and look at the difference.
+#
+# ### Classes: one byte, never a JPEG
+#
+# A class map is a picture whose grey values are names. PASCAL-Context stores 0 for background and 1 to 20 for the classes of PASCAL VOC
+# {cite}`everingham2010pascal`; the value **255 means void**: this pixel does not count, neither in training nor in evaluation. A byte
+# per pixel holds that, as long as the file format keeps every byte. PNG does. JPEG keeps what eyes notice, and the value between a wall and
+# a person is then some third class. In our room more than one pixel in ten comes back with another class.
+
+# %%
+import io
+
+from PIL import Image
+
+
+def through_file(pixels, format):
+    """What comes back after saving pixels as an image file and reading it again."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format)
+    return np.asarray(Image.open(file))
+
+
+from_png, from_jpeg = through_file(room.semseg, "PNG"), through_file(room.semseg, "JPEG")
+assert np.array_equal(from_png, room.semseg)
+assert (from_jpeg != room.semseg).mean() > 0.1
+
+# %% mystnb={"figure": {"name": "fig-01-jpeg", "caption": "A class map read back from a PNG and from a JPEG file. JPEG invents classes, first of all along boundaries."}, "image": {"alt": "Two class maps of one room. The left one is clean; the right one is littered with wrongly coloured pixels along every outline."}}
+show_row(
+    {
+        "From PNG": to_rgb("semseg", from_png),
+        "From JPEG": to_rgb("semseg", np.minimum(from_jpeg, 14)),
+        "Changed": to_rgb("saliency", from_jpeg != room.semseg),
+    }
+)
+
+# %% [markdown]
+# NYUD-v2's 40 classes {cite}`gupta2013perceptual` are numbered from 1, because **0 is taken: it means unlabelled**. Reading them therefore
+# takes a shift: 1 becomes 0, 40 becomes 39, and 0 becomes 255. Whoever forgets it trains a network to ignore nothing and to call every wall
+# a floor, until class 40 of 0 to 39 turns up and training stops with an error. To see it, call an eighth of the room unlabelled.
+
+# %%
+from mlore_edu.data import labels
+from mlore_edu.data.dollhouse_layouts import TO_NYUD
+
+nyud_classes = TO_NYUD[room.semseg]  # Dollhouse's classes among NYUD's 40, (H, W)
+nyud_classes[:, 32:64] = 255
+stored = labels.encode_nyud_semseg(nyud_classes)
+assert (stored[:, 32:64] == 0).all()
+assert np.array_equal(labels.decode_nyud_semseg(stored), nyud_classes)
+
+names = me.NYUD_V2["semseg"].class_names
+for name in ("wall", "chair", "person"):
+    print(f"{name} is stored as {names.index(name) + 1:2} and read without the shift as {names[names.index(name) + 1]}")
+
+# %% mystnb={"figure": {"name": "fig-01-nyud", "caption": "NYUD's classes read without and with the shift; white is ignored. Without it every class has its neighbour's name, and the unlabelled strip becomes a class."}, "image": {"alt": "An image and two class maps. In the middle one every region has another colour than in the right one; only the right one has a white strip for the unlabelled pixels."}}
+show_row(
+    {
+        "Image": room.image,
+        "Read without the shift": to_rgb("semseg", np.minimum(stored, 39), 40),
+        "Read with the shift": to_rgb("semseg", nyud_classes, 40),
+    }
+)
+
+# %% [markdown]
+# ### Human parts: many names merged to six
+#
+# PASCAL-Part {cite}`chen2014detect` annotates 24 parts of a person, down to each eyebrow. They come as a MATLAB file per image, with a
+# structure `anno` that lists objects, and for each object its parts, each a name and a mask. The field merges the names to six.
+
+# %%
+for part, title in enumerate(me.DOLLHOUSE["human_parts"].class_names[1:], start=1):
+    print(f"{part} {title:10} ←", " ".join(name for name, merged in labels.MERGED_PART.items() if merged == part))
+
+# %% [markdown]
+# Most photographs show nobody. If they counted as six classes of nothing, training would be dominated by empty answers, so the field has a
+# rule: **an image or a crop without any part is ignored for this task, 255 everywhere**. `IgnoreEmptyParts` applies it after every crop.
+
+# %%
+from mlore_edu.data.dollhouse_files import to_sample
+from mlore_edu.data.transforms import IgnoreEmptyParts
+
+corner = {"human_parts": to_sample(room, "room")["human_parts"].clone().fill_(0)}
+assert (IgnoreEmptyParts()(corner)["human_parts"] == 255).all()
+
+# %% [markdown]
+# ### Saliency: a network's opinion, cut at one half
+#
+# Nobody marked what is salient in PASCAL-Context. Its saliency and its normals are **pseudo-labels**: the outputs of networks trained
+# elsewhere, saved as if they were annotation {cite}`maninis2019attentive`. Learning from another network's outputs is called
+# *distillation*, and a score against such labels measures agreement with the teacher, mistakes included.
+#
+# The teacher's probability $p$ is stored as the grey value $255\,p$, and a pixel is salient where the grey value divided by 255 is above one
+# half. A soft teacher rounds off what is thin. We imitate one by blurring the exact mask.
+
+# %% mystnb={"figure": {"name": "fig-01-saliency", "caption": "An exact salient region, a soft answer as a network gives it, and the label that is read from it. What is thinner than the blur is gone."}, "image": {"alt": "Three grey pictures: a sharp white region, a blurred one, and a rounded one that lacks the thin parts of the first."}}
+from scipy.ndimage import gaussian_filter
+
+soft = np.uint8(255 * gaussian_filter(room.saliency.astype(float), 5))
+read = labels.decode_saliency(soft)
+show_row(
+    {
+        "Exact": to_rgb("saliency", room.saliency),
+        "Soft answer": to_rgb("saliency", soft / 255),
+        "Label": to_rgb("saliency", read),
+    }
+)
+
+# %% [markdown]
+# ### Normals: three bytes
+#
+# A normal has three components between −1 and 1. Both data sets store each in a byte, as a colour picture:
+#
+# ```{math}
+# :label: eq-01-bytes
+# v = \operatorname{round}\Bigl(255\,\frac{n + 1}{2}\Bigr), \qquad \hat n = \frac{2v}{255} - 1 .
+# ```
+#
+# Rounding moves $v$ by at most one half, hence each component by at most $1/255$ and the vector by at most $\sqrt3/255$. Seen from the
+# origin that is an angle of at most $\arcsin(\sqrt3/255)$, about 0.39°.
+
+
+# %%
+def encode(normals):
+    return np.uint8(np.rint(255 * (normals.astype(float) + 1) / 2))
+
+
+def decode(pixels):
+    vectors = pixels * (2 / 255) - 1  # 2 * pixels would overflow a byte
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)  # (H, W, 3), unit length again
+
+
+def degrees_lost(pixels):
+    """Angle between the labels and what is read from pixels (H, W, 3)."""
+    return angle(np.moveaxis(decode(pixels), -1, 0), labelled)  # (H, W)
+
+
+assert np.array_equal(encode(room.normals), labels.encode_normals(room.normals))
+np.testing.assert_allclose(decode(encode(room.normals)), labels.decode_normals(encode(room.normals)), atol=1e-6)
+assert degrees_lost(encode(room.normals)).max() <= np.degrees(np.arcsin(3**0.5 / 255))
+
+# %% [markdown]
+# Is that much? The papers' networks are wrong by 13 to 21 degrees on average {cite}`yang2024mlore`, so a few tenths do not matter. Two other
+# things do. Zero would need $v = 127.5$, so the zero vector, which marks *no normal here*, **cannot be stored**. The NYUD build of the papers
+# therefore scores every pixel, while PASCAL-Context trusts the distilled normals only where the class is one of 170 that NYUD also
+# knows. And one of the archives in circulation holds normals as JPEG.
+
+# %% mystnb={"figure": {"name": "fig-01-bytes", "caption": "Degrees lost by storing normals in three bytes, as PNG and as JPEG; note the two scales. PNG loses a constant fraction of a degree on each flat surface. JPEG adds ripples around every boundary."}, "image": {"alt": "Three pictures: normals; a heat map for PNG with one even shade per flat surface, all below 0.4 degrees; a heat map for JPEG with bright ripples along outlines, up to ten degrees."}}
+pixels = encode(room.normals)
+show_row(
+    {
+        "Normals": to_rgb("normals", room.normals),
+        "Lost in a PNG [°]": degrees_lost(pixels),
+        "Lost in a JPEG [°]": np.minimum(degrees_lost(through_file(pixels, "JPEG")), 10),
+    }
+)
+
+# %% [markdown]
+# ### Depth: floats, and 0 for nothing
+#
+# A depth camera does not see everything: glass, shiny surfaces and shadows of its own projector give no answer. NYUD-v2 stores metres as
+# floating-point `.npy` files with **0 for invalid**. Is a float not wasteful? Sixteen bits of millimetres would do. Eight bits
+# over ten metres would not: a step is then 4 cm, and normals, the slope of depth, show it at once.
+
+# %% mystnb={"figure": {"name": "fig-01-depth", "caption": "Normals computed from depth that was stored in three ways. Steps of 4 cm turn every slanted surface into a staircase."}, "image": {"alt": "Three maps of normals. With floats and with millimetres they look alike; with eight bits every slanted surface is covered with stripes, like contour lines on a map."}}
+in_millimetres = np.uint16(np.rint(room.depth * 1000)) / 1000
+in_8_bits = np.uint8(np.rint(room.depth * 255 / 10)) / 255 * 10
+show_row(
+    {
+        f"Stored as {name}": to_rgb("normals", normals_from_depth(stored_depth, room.meta["focal"]))
+        for name, stored_depth in {"floats": room.depth, "millimetres": in_millimetres, "8 bits": in_8_bits}.items()
+    }
+)
+
+# %% [markdown]
+# Dollhouse's own folders use the millimetres; half a millimetre is the largest error.
+
+# %%
+assert np.abs(labels.decode_depth(labels.encode_depth(room.depth)) - room.depth).max() <= 0.000501
+
+# %% [markdown]
+# ### Boundaries: found in another label
+#
+# PASCAL-Context has no boundary files. Its boundaries are computed from `LabelMap`, a map of 459 classes: a pixel is a candidate where the
+# *Laplacian* $L$ of the map $m$, the sum of its four neighbours minus four times itself, is not zero, and the candidates are then thinned to
+# lines one pixel wide.
+#
+# ```{math}
+# :label: eq-01-laplacian
+# L_{v,u} = m_{v-1,u} + m_{v+1,u} + m_{v,u-1} + m_{v,u+1} - 4\,m_{v,u}
+# ```
+
+# %%
+from scipy.ndimage import laplace
+
+label_map = room.instances.astype(int)  # (H, W), every thing its own number
+thick = laplace(label_map) != 0
+thin = labels.thin(thick)
+assert np.array_equal(labels.labelmap_boundaries(label_map), thin)
+
+near_true_edge = maximum_filter(room.edge, 3)  # allows one pixel to each side
+assert near_true_edge[thin == 1].mean() > 0.99
+
+# %% mystnb={"figure": {"name": "fig-01-laplacian", "caption": "Boundaries from a label map: the map, its non-zero Laplacian, which marks both sides of every change, and the thinned lines. All pictures show the upper left quarter of the room enlarged."}, "image": {"alt": "Four enlarged pictures: coloured regions, thick black outlines two pixels wide, thin black outlines one pixel wide, and Dollhouse's own outlines, which run along the thin ones."}}
+quarter = np.s_[:128, :128]
+show_row(
+    {
+        "Label map": to_rgb("semseg", (label_map * 7 % 37)[quarter], 40),
+        "Laplacian not zero": to_rgb("edge", thick[quarter].astype(float)),
+        "Thinned": to_rgb("edge", thin[quarter]),
+        "Dollhouse's label": to_rgb("edge", room.edge[quarter]),
+    }
+)
+
+# %% [markdown]
+# The rule has a blind spot. Where three regions lie side by side with numbers in arithmetic progression, the Laplacian of a middle region
+# one pixel wide is zero. Exercise 1.3 asks for a rule without it.
+
+# %%
+print(laplace(np.array([[1, 1, 2, 3, 3]])))  # the 2 is a boundary on both sides, and yet:
+
+# %% [markdown]
+# ## Two folders, two readers
+#
+# The formats above are all that separates a rendered room from a benchmark's archive. So Dollhouse can write itself *as* PASCAL-Context and
+# *as* NYUD-v2, file for file, and the readers that will read the real archives in chapter 15 read it here.
+
+# %%
+import tempfile
+from pathlib import Path
+
+from mlore_edu.data.dollhouse_files import write_dollhouse
+from mlore_edu.data.loaders import open_dataset
+
+folder = tempfile.TemporaryDirectory()
+for layout in ("pascal_context", "nyud_v2"):
+    root = Path(folder.name, layout)
+    _ = write_dollhouse(root, layout, size=128, difficulty="full", train=8, val=2, progress=False)
+    first = sorted(path.relative_to(root).as_posix() for path in root.rglob("*0000000.*"))
+    print(layout, *first, sep="\n    ")
+
+# %% [markdown]
+# Six files for five labels on one side, because two labels come out of `LabelMap` as a by-product; five files for four labels on the other.
+# Both readers hand out the same thing: a dictionary with the image, one tensor per task, and `meta`.
+
+
+# %% tags=["hide-input"]
+def show_samples(samples, classes=()):
+    """Draw a row per sample, a column per task; a task that the sample lacks leaves a gap."""
+    names = [name for name in ("image", *me.DOLLHOUSE.names) if any(name in sample for sample in samples)]
+    cell = 7.5 / len(names)
+    _, axes = plt.subplots(len(samples), len(names), figsize=(7.5, len(samples) * cell + 0.25), squeeze=False)
+    for i, sample in enumerate(samples):
+        for axis, name in zip(axes[i], names, strict=True):
+            title = plots.TITLES[name].split()[-1].capitalize() if i == 0 else ""
+            if name in sample:
+                put(axis, to_rgb(name, sample[name], classes[i] if classes else None), title)
+            else:
+                axis.set_axis_off()
+                axis.set_title(title)
+
+
+# %% mystnb={"figure": {"name": "fig-01-layouts", "caption": "One scene read back from a PASCAL-Context folder (top) and from an NYUD-v2 folder (bottom), with each data set's own classes. White pixels are ignored. PASCAL VOC knows few of the things in a room, so much is background, and normals are ignored on plants."}, "image": {"alt": "Two rows of pictures of one room: image, classes, and the tasks of each data set. In the upper row most of the class map is background; the lower row has depth instead of parts and saliency."}}
+pascal = open_dataset("pascal_context", Path(folder.name, "pascal_context"), "train")
+nyud = open_dataset("nyud_v2", Path(folder.name, "nyud_v2"), "train")
+plants = [(sample["semseg"] == 16).sum().item() for sample in pascal]  # VOC's potted plant
+people = [(sample["human_parts"] % 255 > 0).sum().item() for sample in pascal]
+shown = int(np.argmax(np.minimum(plants, people)))  # the scene that has most of both
+show_samples([pascal[shown], nyud[shown]], [21, 40])
+
+# %% [markdown]
+# What came back is what went in, except where the format says otherwise: floats and PNG survive exactly, the JPEG image does not, and normals
+# are off by their 0.4° at most.
+
+# %%
+exact, read = me.scene(int(pascal.ids[shown]), 128), nyud[shown]
+assert np.array_equal(read["depth"][0], exact.depth)
+assert np.array_equal(read["image"].permute(1, 2, 0), exact.image)  # (H, W, 3)
+assert not np.array_equal(pascal[shown]["image"].permute(1, 2, 0), exact.image)
+assert angle(read["normals"].numpy(), np.moveaxis(exact.normals, -1, 0)).max() < 0.4  # degrees
+folder.cleanup()
+
+# %% [markdown]
+# ## When the picture moves, the labels move too
+#
+# Training flips, zooms and crops images at random so that a network sees more than the few thousand that exist. The labels have to follow,
+# and for two of the six it is not enough to move their pixels.
+#
+# **A mirror turns normals.** A surface that faced right faces left afterwards, so $n_x$ changes its sign. The slope of the mirrored depth map
+# tells which version is true.
+
+# %%
+from torchvision.transforms.v2 import functional as F
+
+sample = to_sample(room, "room")  # typed tensors: Image, ClassMap, Normals, Depth
+mirrored = {name: F.horizontal_flip(value) for name, value in sample.items() if name != "meta"}
+
+only_moved = labelled[:, :, ::-1]
+turned = mirrored["normals"].numpy()
+truth = normals_from_depth(mirrored["depth"][0].numpy(), room.meta["focal"])
+still_flat = inside[:, ::-1]
+assert np.median(angle(turned, truth)[still_flat]) < 0.1  # degrees
+
+# %% mystnb={"figure": {"name": "fig-01-flip", "caption": "A mirrored room. Moving the pixels of the normals is not enough: their x must change its sign. The heat map shows how wrong the label would be, in degrees; only surfaces that face straight up, down or at the camera escape."}, "image": {"alt": "Four pictures: the mirrored image, wrong normals, right normals with other colours on the side walls, and a heat map that is bright on everything that faces left or right."}}
+show_row(
+    {
+        "Mirrored image": to_rgb("image", mirrored["image"]),
+        "Wrong: pixels moved": to_rgb("normals", only_moved),
+        "Right: x negated too": to_rgb("normals", turned),
+        "Error of the wrong [°]": angle(only_moved, turned),
+    }
+)
+
+# %% [markdown]
+# **A zoom changes depth.** Enlarge an image twofold and a person fills twice as many pixels. A network that knows one camera must
+# conclude that the person stands at half the distance, or is a giant. So the field divides depth by the zoom. The
+# person's height in metres, from the highest to the lowest pixel, says who is right.
+
+
+# %%
+def person_height(depth, parts):
+    """Vertical extent in metres of all pixels with a body part, if the camera is the usual one."""
+    y = (depth * camera_rays(depth.shape, room.meta["focal"]))[1]  # (H, W)
+    return np.ptp(y[parts > 0])
+
+
+zoomed = {name: F.resize(value, [512, 512]) for name, value in sample.items() if name != "meta"}
+parts, divided = zoomed["human_parts"].numpy(), zoomed["depth"][0].numpy()
+before = person_height(room.depth, room.human_parts)
+print(f"growth of the person: {person_height(2 * divided, parts) / before:.1f} if depth is kept,", end=" ")
+print(f"{person_height(divided, parts) / before:.1f} if it is divided by the zoom")
+
+# %% mystnb={"figure": {"name": "fig-01-zoom", "caption": "The middle of the room, enlarged twice. With the depth of the original the label claims a room of giants; divided by two it says that everything came nearer."}, "image": {"alt": "Four pictures: the room, its enlarged middle, the enlarged depth map in unchanged colours, and the same in brighter colours because everything is nearer."}}
+middle = np.s_[128:384, 128:384]
+show_row(
+    {
+        "Image": room.image,
+        "Enlarged": to_rgb("image", zoomed["image"])[middle],
+        "Wrong: old metres": to_rgb("depth", 2 * divided[middle]),
+        "Right: divided by 2": to_rgb("depth", divided[middle]),
+    }
+)
+
+# %% [markdown]
+# This is a convention and not the whole truth. It keeps heights and widths but squeezes the room along the line of sight, so after a zoom the
+# normals are no longer the slope of the depth. Only a longer lens, undivided depth seen with twice the focal length, leaves the two
+# consistent. We measure the angle between the zoomed normals and the slope of the zoomed depth, away from boundaries.
+
+# %%
+flat = np.kron(inside, np.ones((2, 2), bool))  # (2 H, 2 W)
+for camera, seen, lens in (("same lens, depth divided", divided, 1), ("longer lens, depth kept", 2 * divided, 2)):
+    slope = normals_from_depth(seen, lens * room.meta["focal"])
+    print(f"{camera:25} {np.median(angle(slope, zoomed['normals'].numpy())[flat]):2.0f}°")
+
+# %% [markdown]
+# The field accepts these few degrees, and so does this book, in order to stay comparable.
+
+# %% [markdown]
+# How do the functions `horizontal_flip` and `resize` know what to do? By the type of the tensor: `mlore_edu/data/tensors.py` defines
+# `ClassMap`, `Normals` and `Depth`, and tells torchvision how each behaves. Labels are always resized by their nearest neighbour, because the
+# mean of two classes is not a class.
+#
+# ### Pixels that do not count
+#
+# The field's recipe chains the steps: zoom by a random factor between 0.5 and 2, crop so that no class covers more than three quarters, flip
+# half of the time, change the colours, and pad to the training size. Padding is where most ignored pixels come from. `DollhouseScenes` renders
+# scenes in memory, and its `draw` transforms one of them; all chance comes from the generator it is given.
+
+# %% mystnb={"figure": {"name": "fig-01-augment", "caption": "Three draws of the training transform. White is ignored: the padding around a zoomed-out image, and the whole map of parts where a crop shows nobody."}, "image": {"alt": "Three rows, each an image with its six labels. The first is enlarged around a person. The second is small and surrounded by a border, grey-brown in the image and white in the labels. The third shows a room without people, and its parts are white."}}
+import torch
+
+from mlore_edu.data.dollhouse_files import DollhouseScenes
+from mlore_edu.data.transforms import denormalise, train_transform
+
+dataset = DollhouseScenes(20, size=128, difficulty="full", transform=train_transform(128))
+draws = [dataset.draw(number % 20, torch.Generator().manual_seed(number)) for number in range(60)]
+people = [(draw["human_parts"] % 255 > 0).float().mean().item() for draw in draws]
+padding = [(draw["depth"] == 0).float().mean().item() for draw in draws]
+shown = [np.argmax(people), np.argmax(padding), np.argmin(people)]  # large people, a wide border, nobody
+show_samples([{**draws[i], "image": denormalise(draws[i]["image"])} for i in shown])
+
+# %% [markdown]
+# Every label fills the border with its own "does not count": 255 for classes, parts, saliency and boundaries, 0 metres, the zero vector.
+
+# %%
+assert (draws[shown[2]]["human_parts"] == 255).all()
+for draw in draws:
+    outside = np.ones((128, 128), bool)
+    (top, left), (tall, wide) = draw["meta"]["offset"], draw["meta"]["size"]
+    outside[top : top + tall, left : left + wide] = False
+    for task in me.DOLLHOUSE:
+        assert (draw[task.name].numpy()[..., outside] == task.ignore).all()
+
+# %% [markdown]
+# ## Look at twenty scenes
+#
+# Nothing replaces looking at the data. Here are the first twenty scenes of full difficulty, and then their classes.
+
+# %% mystnb={"figure": {"name": "fig-01-twenty", "caption": "The first twenty Dollhouse scenes."}, "image": {"alt": "A contact sheet of twenty rendered rooms with furniture, people, plants and balls in varying colours, lights and views."}}
+scenes = [me.scene(seed, 128) for seed in range(20)]
+_ = plots.show_images([scene.image for scene in scenes])
+
+# %% mystnb={"figure": {"name": "fig-01-twenty-labels", "caption": "Their semantic classes."}, "image": {"alt": "The same twenty rooms as coloured class maps; walls and floors cover most of every picture, and small things are rare."}}
+figure = plots.show_images([to_rgb("semseg", scene.semseg) for scene in scenes])
+plots.class_legend(figure, "semseg", np.stack([scene.semseg for scene in scenes]), me.DOLLHOUSE["semseg"].class_names)
+
+# %% [markdown]
+# While you look, ask what is hard. Which things have a colour of their own, and which only a shape? Where do two things of one class
+# touch? Could you tell the depth of a wall without the floor?
+#
+# ## Three statistics that decide a lot
+#
+# ### Classes are not equally frequent
+
+
+# %% tags=["hide-input"]
+def show_shares(shares):
+    """Draw a bar chart per task: the share of pixels of each class, the most frequent on top."""
+    _, axes = plt.subplots(1, len(shares), figsize=(7.5, 3.2))
+    for axis, (task, values) in zip(axes, shares.items(), strict=True):
+        order = np.argsort(values)
+        names = np.array(me.DOLLHOUSE[task].class_names)[order]
+        bars = axis.barh(names, 100 * values[order], color=palette(task)[order] / 255, edgecolor="grey")
+        axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+        axis.set(xlabel="% of the pixels", title=me.DOLLHOUSE[task].title)
+        axis.margins(x=0.12)
+
+
+# %% mystnb={"figure": {"name": "fig-01-frequency", "caption": "Share of the pixels of each class and each part in a hundred scenes."}, "image": {"alt": "Two bar charts. Left: wall and floor cover more than half of all pixels, things such as balls, lamps and pictures about one in a hundred each. Right: background covers nearly everything, each of the six parts one or two in a hundred."}}
+many = [me.scene(seed, 64) for seed in range(100)]
+semseg, parts, saliency, edge = (
+    np.stack([getattr(scene, name) for scene in many]) for name in ("semseg", "human_parts", "saliency", "edge")
+)  # (100, 64, 64) each
+share = {
+    "semseg": np.bincount(semseg.ravel(), minlength=15) / semseg.size,
+    "human_parts": np.bincount(parts.ravel(), minlength=7) / parts.size,
+}
+show_shares(share)
+
+# %%
+assert share["semseg"].max() > 20 * share["semseg"].min()
+
+# %% [markdown]
+# Walls have more than twenty times the pixels of the rarest class, and no rule of this generator is to blame: photographs are
+# like that. This is why class metrics average over classes and not over pixels (chapter 2), why a random crop is drawn again if one class covers more
+# than three quarters of it, and why saliency's loss weighs its two classes by their frequency (chapter 3).
+#
+# ### Boundaries are thin
+
+# %%
+for side in (64, 128, 256):
+    thinness = np.mean([me.scene(seed, side).edge.mean() for seed in range(20)])
+    print(f"{side:3} × {side:<3}  {round(100 * thinness):2} % of the pixels are boundary")
+
+# %% [markdown]
+# A line is one-dimensional: double the side of an image and its share halves, or nearly. A loss that counts every pixel alike would be
+# content to answer *no boundary* everywhere. The usual remedy gives the few boundary pixels the weight $w$ and the many others $1 - w$; the
+# papers choose $w = 0.95$, which balances the two sides when one pixel in twenty is boundary.
+#
+# ### What a constant answer scores
+#
+# How well does a model do that never looks at the image? For each task take the best constant: the most frequent class, the mean depth, the
+# mean direction, *boundary everywhere*. (mIoU averages over classes how well two regions overlap; F combines how much of an answer is right with
+# how much is found. Both are chapter 2, with a tolerance for boundaries that is left out here.) Whatever a network scores
+# means something only beside these numbers.
+
+# %%
+depth = np.stack([scene.depth for scene in many])
+normals = np.concatenate([scene.normals.reshape(-1, 3) for scene in many]).T  # (3, N)
+direction = normals.mean(1) / np.linalg.norm(normals.mean(1))  # (3,)
+
+print(f"semantics   all wall             right on {share['semseg'].max():4.0%}, mIoU {share['semseg'].max() / 15:4.0%}")
+print(
+    f"parts       all background       right on {share['human_parts'][0]:4.0%}, mIoU {share['human_parts'][0] / 7:4.0%}"
+)
+print(
+    f"saliency    all salient          right on {saliency.mean():4.0%}, F    {1.3 * saliency.mean() / (0.3 * saliency.mean() + 1):4.0%}"
+)
+print(f"boundaries  all boundary         right on {edge.mean():4.0%}, F    {2 * edge.mean() / (edge.mean() + 1):4.0%}")
+print(f"normals     the mean direction   {angle(normals, direction[:, None]).mean():.0f}° off on average")
+print(f"depth       the mean depth       {depth.std():.1f} m off (root mean square)")
+
+# %% [markdown]
+# Human parts say it best: *nobody anywhere* is right on more than nine pixels of ten, and still scores low, because the metric asks about
+# every class alike.
+#
+# ## Why answer all at once
+#
+# Six networks could give six answers. But the answers are not independent: a floor has one normal, heights follow from depth, parts lie in
+# people. Most of all, boundaries sit where something else changes. We measure it: at which share of boundary pixels does the class change,
+# does depth step by more than a tenth, or does the normal turn by more than 20°, within one pixel? And how often does that happen elsewhere?
+
+
+# %%
+def what_changes(scene):
+    """For every pixel, whether each label changes among its 3 × 3 neighbours."""
+    rows, columns = np.mgrid[-1:2, -1:2].reshape(2, -1)
+    cosines = [(np.roll(scene.normals, (i, j), (0, 1)) * scene.normals).sum(-1) for i, j in zip(rows, columns)]
+    changes = {
+        "class": maximum_filter(scene.semseg, 3) != minimum_filter(scene.semseg, 3),
+        "depth": maximum_filter(scene.depth, 3) > 1.1 * minimum_filter(scene.depth, 3),
+        "normal": np.min(cosines, axis=0) < np.cos(np.radians(20)),
+    }
+    return {**changes, "any of them": np.any(list(changes.values()), axis=0)}
+
+
+# %% mystnb={"figure": {"name": "fig-01-together", "caption": "How often another label changes at a boundary pixel, and how often elsewhere, in twenty scenes of 128 × 128 pixels."}, "image": {"alt": "A bar chart with two bars for each of class, depth, normal, and any of them: tall bars at boundaries, short ones elsewhere."}}
+changed = {name: np.stack([what_changes(scene)[name] for scene in scenes]) for name in what_changes(scenes[0])}
+on_edge = np.stack([scene.edge for scene in scenes]) == 1
+away = ~np.stack([maximum_filter(scene.edge, 5) for scene in scenes]).astype(bool)
+figure, axis = plt.subplots(figsize=(6, 2.6))
+for shift, (name, where) in zip((-0.2, 0.2), {"at boundaries": on_edge, "elsewhere": away}.items()):
+    axis.bar(np.arange(4) + shift, [100 * change[where].mean() for change in changed.values()], 0.4, label=name)
+axis.set(xticks=range(4), xticklabels=changed, ylabel="% of the pixels")
+axis.margins(y=0.15)
+_ = axis.legend(loc="upper right", ncols=2, bbox_to_anchor=(1, 1.15))
+
+# %%
+explained = changed["any of them"]
+assert explained[on_edge].mean() > 0.95
+assert explained[away].mean() < 0.15
+
+# %% [markdown]
+# More than 95 of 100 boundary pixels are announced by another answer. Elsewhere little changes: what remains there are mostly normals on the
+# round sides of things. A network that already computes depth, normals and classes
+# holds most of what it needs for boundaries, and the other way round. How a *decoder* should let its tasks use each other's knowledge
+# without disturbing one another is the question of every paper in this book.
+#
+# ## Exercises
+#
+# Each exercise has a check that prints *correct*, or what is wrong and a hint.
+
+# %%
+from mlore_edu.exercises import ch01
+
+# %% [markdown]
+# ```{exercise} A mirror for normals
+# :label: ex-01-flip
+# Write `flip_normals(normals)` for an array of shape (3, H, W): the map as it must be after the image was mirrored left and right. Leave the
+# input as it was.
+# ```
+
+
+# %%
+def flip_normals(normals):
+    return ...
+
+
+_ = ch01.check_flip(flip_normals)
+
+# %% [markdown]
+# ```{solution-start} ex-01-flip
+# :class: dropdown
+# ```
+
+
+# %% jupyter={"source_hidden": true}
+def flip_normals(normals):
+    return normals[:, :, ::-1] * np.array([-1, 1, 1])[:, None, None]  # (3, H, W)
+
+
+_ = ch01.check_flip(flip_normals)
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+#
+# ```{exercise} NYUD's classes
+# :label: ex-01-nyud
+# Write `decode_semseg(stored)`: from NYUD-v2's stored values (H, W), uint8, 0 = unlabelled and 1 to 40 = classes, to class ids from 0 with
+# 255 = ignored. Can you do it with one subtraction?
+# ```
+
+
+# %%
+def decode_semseg(stored):
+    return ...
+
+
+_ = ch01.check_decode_semseg(decode_semseg)
+
+# %% [markdown]
+# ```{solution-start} ex-01-nyud
+# :class: dropdown
+# ```
+
+
+# %% jupyter={"source_hidden": true}
+def decode_semseg(stored):
+    return stored - np.uint8(1)  # bytes wrap around: 0 − 1 is 255
+
+
+_ = ch01.check_decode_semseg(decode_semseg)
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Boundaries without a blind spot
+# :label: ex-01-boundaries
+# Write `boundaries(label_map)`: a Boolean map (H, W) that is true wherever a pixel differs from at least one of the pixels above, below, left
+# or right of it. Unlike the Laplacian it must not miss the middle of 1, 2, 3. Label maps may be unsigned.
+# ```
+
+
+# %%
+def boundaries(label_map):
+    return ...
+
+
+_ = ch01.check_boundaries(boundaries)
+
+# %% [markdown]
+# ```{solution-start} ex-01-boundaries
+# :class: dropdown
+# ```
+
+
+# %% jupyter={"source_hidden": true}
+def boundaries(label_map):
+    marked = np.zeros(label_map.shape, bool)
+    down, right = label_map[1:] != label_map[:-1], label_map[:, 1:] != label_map[:, :-1]
+    marked[1:] |= down
+    marked[:-1] |= down
+    marked[:, 1:] |= right
+    marked[:, :-1] |= right
+    return marked
+
+
+_ = ch01.check_boundaries(boundaries)
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Depth under a zoom
+# :label: ex-01-zoom
+# Write `zoom_depth(depth, zoom)`: a depth map (H, W) in metres, enlarged by the whole number `zoom` with the nearest neighbour, as a network
+# trained with one camera should see it. 0 stays invalid.
+# ```
+
+
+# %%
+def zoom_depth(depth, zoom):
+    return ...
+
+
+_ = ch01.check_zoom(zoom_depth)
+
+# %% [markdown]
+# ```{solution-start} ex-01-zoom
+# :class: dropdown
+# ```
+
+
+# %% jupyter={"source_hidden": true}
+def zoom_depth(depth, zoom):
+    return depth.repeat(zoom, axis=0).repeat(zoom, axis=1) / zoom  # (zoom · H, zoom · W)
+
+
+_ = ch01.check_zoom(zoom_depth)
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Merging body parts
+# :label: ex-01-parts
+# Write `merge_parts(masks, shape)`: `masks` maps PASCAL-Part's names to arrays of the given shape (H, W) that are not zero on the part. Return
+# the map of six parts, and the ignored map if there is nobody. `labels.MERGED_PART` knows the number of each name.
+# ```
+
+
+# %%
+def merge_parts(masks, shape):
+    return ...
+
+
+_ = ch01.check_merge_parts(merge_parts)
+
+# %% [markdown]
+# ```{solution-start} ex-01-parts
+# :class: dropdown
+# ```
+
+
+# %% jupyter={"source_hidden": true}
+def merge_parts(masks, shape):
+    merged = np.zeros(shape, np.uint8)
+    for name, mask in masks.items():
+        merged[mask != 0] = labels.MERGED_PART[name]
+    return merged if merged.any() else np.full(shape, 255, np.uint8)
+
+
+_ = ch01.check_merge_parts(merge_parts)
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+#
+# ## Takeaways
+#
+# - A dense task answers one question at every pixel; a task set fixes the questions, the channels, and the value that means *does not count*.
+# - Labels of one scene constrain each other: normals are the slope of depth, boundaries sit where classes, depth or normals change. That is the
+#   reason for multi-task learning, and a test for every data pipeline.
+# - Files lose things. Class maps need a lossless format, NYUD's classes a shift, 8-bit normals lose up to 0.39° and their zero, eight bits of
+#   depth lose the slope.
+# - A flip negates the normals' $x$ and a zoom divides depth; every transform must know the type of label it moves.
+# - Saliency and normals of PASCAL-Context are other networks' opinions.
+# - Classes are unequally frequent and boundaries are thin, so a constant can look good. Know its score.
+#
+# You can now read and write every label of the two benchmarks, and tell a right one from a wrong one. Next: how to judge an answer, in
+# [chapter 2, Measuring](02_measuring.ipynb).
