@@ -247,7 +247,10 @@ def _bookshelf(rng: Rng, wood: Material, paint: Paint) -> Thing:
     for low, high in pairwise(shelves):
         x = -half + 0.03
         while x < half - 0.15:  # a row of books is a few blocks of one colour each
-            wide, tall = rng.uniform(0.05, 0.14), (high - low - 0.03) * rng.uniform(0.55, 0.9)
+            wide, tall = (
+                min(rng.uniform(0.05, 0.14), (half - 0.03 - x) / 2),
+                (high - low - 0.03) * rng.uniform(0.55, 0.9),
+            )
             if rng.random() < 0.75:
                 book = solid(
                     "box", (x + wide, low + 0.015 + tall / 2, 0), (wide, tall / 2, 0.1), covers[rng.integers(5)]

@@ -232,7 +232,8 @@ def _seat_person(rng: Rng, level: Difficulty, interior: Interior, looks: people.
     ahead = np.array([np.sin(seat.facing), 0, np.cos(seat.facing)])
     point = seat.point + ahead * max(0.0, seat.reach + 0.08 - 0.43 * size)
     at_table = owner.class_name == "chair" and rng.random() < 0.5
-    thing = people.person(rng, looks, people.choose_pose(rng, "sitting at a table" if at_table else "sitting"), height)
+    pose = people.choose_pose(rng, "sitting at a table" if at_table else "sitting")
+    thing = people.person(rng, looks, people.seated(pose, height, float(point[1])), height)
     sitting = placed(thing.solids, point, turn_y(seat.facing))
     if collides(sitting, interior, owner) or not interior.in_view(point[0], point[2], 1.6, 0.85):
         return False

@@ -54,7 +54,7 @@ def _pair(rng: Rng, low: float, high: float) -> tuple[float, float]:
 def choose_pose(rng: Rng, name: str) -> Pose:
     """Draw the joint angles of a named pose: one of :data:`POSES`, ``"sitting"`` or ``"sitting at a table"``."""
     if name.startswith("sitting"):
-        hips, knees = (1.43, 1.43), _pair(rng, 1.35, 1.5)
+        hips = knees = (1.43, 1.43)
         if name == "sitting at a table":
             return Pose(name, hips, knees, _pair(rng, 0.55, 0.75), _pair(rng, 0.95, 1.1), (0.12, 0.12), 0.1)
         return Pose(name, hips, knees, _pair(rng, 0.3, 0.5), _pair(rng, 0.6, 0.8), _pair(rng, 0.1, 0.2), 0.12, -0.04)
@@ -78,6 +78,18 @@ def choose_pose(rng: Rng, name: str) -> Pose:
             standing, shoulders=(1.2, rng.uniform(0.9, 1.5)), elbows=(0.2, 0.3), spread=(0.1, 0.1), lean=0.08
         )
     return standing
+
+
+def seated(pose: Pose, height: float, seat: float) -> Pose:
+    """The pose with knees bent so that the feet of someone of a height reach the floor from a seat of a height.
+
+    Shins that are longer than the way down slant forwards; shorter ones hang straight, and the feet dangle.
+    """
+    size = height / 1.72
+    knee_height = seat + size * (0.095 - 0.02 - 0.43 * np.cos(pose.hips[0]) * np.cos(pose.stance))
+    ratio = (knee_height / size - 0.068) / (0.4 * np.cos(pose.stance))
+    bend = float(pose.hips[0] - np.arccos(np.clip(ratio, 0.5, 1.0)))
+    return replace(pose, knees=(bend, bend))
 
 
 def _direction(forward: float, outward: float) -> Array:
