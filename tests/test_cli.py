@@ -258,9 +258,9 @@ def test_a_reader_that_has_seen_enough_is_no_mistake():
 
 @pytest.mark.slow
 def test_two_processes_train_one_run_and_judge_every_image_once(data, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     words = ["-m", "mlore_edu", "train", *TINY, "--root", str(data), "--run-folder", str(tmp_path / "run")]
-    done = subprocess.run([*launch, *words], capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run([*launch, *words], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Surface normals") == 1
     result = json.loads((tmp_path / "run/metrics.json").read_text())

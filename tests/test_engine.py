@@ -278,7 +278,8 @@ def test_ctrl_c_during_an_evaluation_loses_only_the_evaluation(tmp_path, unbroke
 
 VICTIMS = {
     "in the middle of the fourth step": ("engine.Training._clip", 4),
-    "after two files of the second checkpoint": ("checkpoint._write", 5),
+    "before the folder holds its recipe": ("checkpoint._write", 2),
+    "between two files of the second checkpoint": ("checkpoint._write", 8),
     "before the third checkpoint": ("checkpoint.safetensors.torch.save", 3),
     "trained to the end and not yet judged": ("report.Report.conclude", 1),
     "judged and metrics.json not yet written": ("report.draw", 1),

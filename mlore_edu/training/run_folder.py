@@ -64,7 +64,8 @@ class RunFolder:
             if different := recipe.differences(load_recipe(self.path)):
                 raise UserError(f"{self.path} holds a run with another {' and '.join(different)}; {anew}.")
             return True
-        if self.path.is_dir() and {path.name for path in self.path.iterdir()} - {"lock", "versions.json"}:
+        begun = {"lock", "versions.json", ".versions.json.draft", ".recipe.json.draft"}  # by a process killed there
+        if self.path.is_dir() and {path.name for path in self.path.iterdir()} - begun:
             raise UserError(f"{self.path} is not empty and holds no run; {anew}.")
         return False
 
