@@ -325,6 +325,10 @@ def test_antialiasing_shades_a_boundary_pixel_by_the_area_each_solid_covers():
     inner = np.zeros((30, 30), bool)
     inner[13:17, 13:17] = True
     np.testing.assert_array_equal(smooth[0][inner], 0)
+    rough = antialias(solids, camera, index, colour, exact=False)
+    assert np.abs(rough - smooth).max() < 0.5
+    assert abs(rough.sum() - colour.sum()) < 0.02 * colour.sum()  # a blur moves light, it does not make any
+    np.testing.assert_array_equal(rough[0][inner], 0)
 
 
 @pytest.mark.parametrize("kind", ["plane", *SOLIDS])

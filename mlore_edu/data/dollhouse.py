@@ -320,7 +320,7 @@ def _shade(stage: Stage, labels: Labels, surface: _Surface) -> Array:
         received += colour * (matt * visible)
         mirrored += colour * (shine * visible)
     colour = surface.albedo * received + np.float32(0.5) * mirrored
-    return antialias(stage.primitives, stage.camera, labels.solid, colour.reshape(3, *shape), 4 if fine else 2)
+    return antialias(stage.primitives, stage.camera, labels.solid, colour.reshape(3, *shape), exact=fine)
 
 
 def _develop(colour: Array, noise: float, seed: int) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlore_edu.data.raycasting import Camera, Primitive, cast
+from mlore_edu.data.raycasting import Camera, Primitive, hit_distance
 
 Array = npt.NDArray[Any]
 
@@ -72,26 +72,45 @@ def lambert(light: Light, points: Array, normals: Array, view: Array, gloss: Arr
     return matt, gloss * fall_off * np.maximum(cosine, 0) ** 40 * (matt > 0)
 
 
-SUBPIXELS = ((-0.375, -0.125), (0.375, 0.125), (-0.125, 0.375), (0.125, -0.375))
-"""Offsets (down, right) of the rays that a pixel on a boundary is averaged over: opposite ones side by side."""
+def _cast_among(primitives: Sequence[Primitive], candidates: Array, origin: Array, directions: Array) -> Array:
+    """Which solid (S, N) each ray (3, S, N) meets first, among the candidates (C, N) of its pixel; -1 for none."""
+    distance = np.full(directions.shape[1:], np.inf, directions.dtype)
+    met = np.full(distance.shape, -1, np.int32)
+    for k in np.unique(candidates):
+        near = (candidates == k).any(axis=0).nonzero()[0]
+        rays = directions.take(near, axis=2)
+        t = hit_distance(primitives[k], origin, rays.reshape(3, -1)).reshape(len(met), -1)
+        before = distance.take(near, axis=1)
+        met[:, near] = np.where(t < before, k, met.take(near, axis=1))
+        distance[:, near] = np.minimum(t, before)
+    return met
 
 
-def antialias(primitives: Sequence[Primitive], camera: Camera, index: Array, colour: Array, samples: int = 4) -> Array:
+SUBPIXELS = ((-0.375, -0.125), (-0.125, 0.375), (0.125, -0.375), (0.375, 0.125))
+"""Offsets (down, right) of the four rays that a pixel on a boundary is averaged over."""
+
+BINOMIAL = np.outer([1, 2, 1], [1, 2, 1]).reshape(9, 1) / np.float32(16)
+"""Weights of a pixel and its eight neighbours in a slight blur."""
+
+
+def antialias(
+    primitives: Sequence[Primitive], camera: Camera, index: Array, colour: Array, exact: bool = True
+) -> Array:
     """Smooth the steps along boundaries, as a sensor does that collects light over its whole area.
 
-    A pixel next to a boundary sends two or four rays; each takes the mean colour of those neighbours that show the
-    solid it meets (the pixel's own colour when none does).
+    Exactly: a pixel next to a boundary sends four rays, and each takes the mean colour of those neighbours that show
+    the solid it meets. Roughly, for small pictures in a hurry: such a pixel is blurred with its neighbours.
 
     Parameters
     ----------
     primitives, camera
         What was rendered, and from where.
     index
-        (H, W) solid at each pixel centre, from :func:`cast`.
+        (H, W) solid at each pixel centre, from :func:`mlore_edu.data.raycasting.cast`.
     colour
         (3, H, W) rendered colours.
-    samples
-        Rays per pixel, 2 or 4.
+    exact
+        Which of the two.
 
     Returns
     -------
@@ -99,25 +118,23 @@ def antialias(primitives: Sequence[Primitive], camera: Camera, index: Array, col
     """
     height, width = index.shape
     differs = np.zeros(index.shape, bool)
-    for a, b in (((slice(1, None), slice(None)), (slice(None, -1), slice(None))),
-                 ((slice(None), slice(1, None)), (slice(None), slice(None, -1)))):  # fmt: skip
-        step = index[a] != index[b]
-        differs[a] |= step
-        differs[b] |= step
+    down, right = index[1:] != index[:-1], index[:, 1:] != index[:, :-1]
+    for part, step in ((differs[1:], down), (differs[:-1], down), (differs[:, 1:], right), (differs[:, :-1], right)):
+        part |= step
     pixels = np.flatnonzero(differs)
     rows, columns = pixels // width, pixels % width
     ring = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
     around = np.stack([np.clip(rows + i, 0, height - 1) * width + np.clip(columns + j, 0, width - 1) for i, j in ring])
-    ring_index, ring_colour = index.take(around), colour.reshape(3, -1).take(around, axis=1)  # (9, N), (3, 9, N)
-    origin = camera.position[:, None]
-    visible = np.unique(index)
-    shifts = [camera.rays((height, width), pixels, shift) for shift in SUBPIXELS[:samples]]
-    _, met = cast([primitives[k] for k in visible], origin, camera.rotation @ np.concatenate(shifts, axis=1))
+    result = colour.reshape(3, -1).copy()
+    ring_index, ring_colour = index.take(around), result.take(around, axis=1)  # (9, N), (3, 9, N)
+    if not exact:
+        result[:, pixels] = np.einsum("crn,rn->cn", ring_colour, np.broadcast_to(BINOMIAL, ring_index.shape))
+        return result.reshape(3, height, width)
+    rays = [camera.rotation @ camera.rays((height, width), pixels, shift) for shift in SUBPIXELS]
     total = np.zeros((3, pixels.size), np.float32)
-    for seen in visible[met].reshape(samples, -1):
-        weight = (ring_index == seen).astype(np.float32)
+    for met in _cast_among(primitives, ring_index, camera.position[:, None], np.stack(rays, axis=1)):
+        weight = (ring_index == met).astype(np.float32)
         weight[4] += 1e-3  # the pixel itself, for a solid that no neighbour shows
         total += np.einsum("crn,rn->cn", ring_colour, weight) / weight.sum(axis=0)
-    result = colour.reshape(3, -1).copy()
-    result[:, pixels] = total / samples
+    result[:, pixels] = total / len(SUBPIXELS)
     return result.reshape(3, height, width)
