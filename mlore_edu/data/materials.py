@@ -133,7 +133,7 @@ def _bricks(u: Array, v: Array) -> Array:
 
 def _wainscot(u: Array, v: Array) -> Array:
     """Two-coloured wall: v is the height above the floor, the colours meet at 1."""
-    below: Array = np.clip(20 * (1 - v), 0, 1)
+    below: Array = np.clip(80 * (1 - v), 0, 1)
     return below
 
 
