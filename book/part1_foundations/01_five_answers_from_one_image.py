@@ -18,7 +18,7 @@
 # face, and where one thing ends and the next begins. **What exactly can one photograph tell, pixel by pixel, and how is each answer written
 # down so that a network can learn it?**
 #
-# Here is one picture with six such answers.
+# {numref}`fig-01-scene` is one picture with six such answers. The code that draws it stands first; read it or skip it, the library does the work.
 
 # %%
 import matplotlib.pyplot as plt
@@ -29,13 +29,15 @@ from mlore_edu import plots
 from mlore_edu.pictures import palette, to_rgb
 
 plots.use_style()
+CLASSES = me.DOLLHOUSE["semseg"].class_names
 
 
 # %%
 def richness(seed):
     """How many body parts and classes a scene shows, and how large its people are."""
     small = me.scene(seed, 64)
-    return len(np.unique(small.human_parts)), len(np.unique(small.semseg)), (small.human_parts > 0).sum()
+    parts, classes = small.human_parts, small.semseg
+    return len(np.unique(parts)), len(np.unique(classes)), (parts > 0).sum()
 
 
 room = me.scene(max(range(40), key=richness), 256)
@@ -43,7 +45,7 @@ room = me.scene(max(range(40), key=richness), 256)
 
 # %% tags=["hide-input"]
 def put(axis, picture, title="", **options):
-    """Draw a picture with a thin frame, so that white (ignored) pixels stand out from the page."""
+    """Draw a picture in a thin frame, so that white pixels stand out from the page."""
     axis.set(xticks=[], yticks=[], title=title)
     axis.spines[:].set(visible=True, color="#bbbbbb")
     return axis.imshow(picture, interpolation="antialiased", **options)
@@ -51,13 +53,15 @@ def put(axis, picture, title="", **options):
 
 def look(scene):
     """Draw an image large, and its six labels beside it."""
-    figure, axes = plt.subplot_mosaic(
-        [["image", "image", "semseg", "human_parts", "saliency"], ["image", "image", "normals", "depth", "edge"]],
-        figsize=(7.5, 3.7),
-    )
+    layout = [
+        ["image", "image", "semseg", "human_parts", "saliency"],
+        ["image", "image", "normals", "depth", "edge"],
+    ]
+    figure, axes = plt.subplot_mosaic(layout, figsize=(7.5, 3.7))
     for name, axis in axes.items():
-        put(axis, to_rgb(name, getattr(scene, name)), plots.TITLES[name].replace("Semantic segmentation", "Semantics"))
-    plots.class_legend(figure, "semseg", scene.semseg, me.DOLLHOUSE["semseg"].class_names)
+        title = "Semantics" if name == "semseg" else plots.TITLES[name]
+        put(axis, to_rgb(name, getattr(scene, name)), title)
+    plots.class_legend(figure, "semseg", scene.semseg, CLASSES)
 
 
 # %% mystnb={"figure": {"name": "fig-01-scene", "caption": "One image, six answers. The legend names the colours of the semantic classes. Normals: x, y and z as red, green and blue. Depth: near is bright."}, "image": {"alt": "A rendered room with a person on the left; on the right six small maps of the same room: coloured semantic classes, the person's six body parts, the salient region in white, surface normals, depth and thin black boundaries."}}
@@ -87,10 +91,12 @@ look(room)
 
 # %%
 task_sets = (me.PASCAL_CONTEXT, me.NYUD_V2, me.DOLLHOUSE)
-print(f"{'channels to predict':24}" + "".join(f"{tasks.name:>16}" for tasks in task_sets) + "   judged by")
+print("channels to predict   ", *(f"{tasks.name:>14}" for tasks in task_sets), " metric")
 for task in me.DOLLHOUSE:
-    channels = [tasks[task.name].channels if task.name in tasks else "–" for tasks in task_sets]
-    print(f"{task.title:24}" + "".join(f"{count:>16}" for count in channels) + f"   {task.metric}")
+    print(f"{task.title:22}", end=" ")
+    for tasks in task_sets:
+        print(f"{tasks[task.name].channels if task.name in tasks else '–':>14}", end=" ")
+    print("", task.metric)
 
 # %% [markdown]
 # Four of the six are *classifications* with a few classes, from 2 to 40. Normals and depth are *regressions*: three numbers and one number
@@ -101,7 +107,8 @@ for task in me.DOLLHOUSE:
 # %%
 for name in ("image", *me.DOLLHOUSE.names):
     array = getattr(room, name)
-    print(f"{name:12} {array.shape!s:15} {array.dtype!s:8} from {array.min():.0f} to {array.max():.0f}")
+    span = f"from {array.min():.0f} to {array.max():.0f}"
+    print(f"{name:12} {array.shape!s:15} {array.dtype!s:8} {span}")
 
 # %% [markdown]
 # **Semantic segmentation** gives each pixel a class. **Human parts** divide people, and only people, into six. **Saliency** says what
@@ -112,26 +119,27 @@ for name in ("image", *me.DOLLHOUSE.names):
 # Walk through a few scenes before you read on. `difficulty` sets how many kinds of things there are and how much light and texture vary.
 
 # %%
-from ipywidgets import SelectionSlider, interact
+from ipywidgets import IntSlider, SelectionSlider, interact
 
 
 def explore(seed, difficulty, label):
     """Draw one scene beside one of its labels."""
     scene = me.scene(seed, 128, difficulty)
-    plots.show_grid([{"image": scene.image, label: getattr(scene, label)}], width=5.5)
+    pair = {name: getattr(scene, name) for name in ("image", label)}
+    plots.show_grid([pair], width=5.5)
     plt.show()
 
 
 # %% tags=["nbval-ignore-output"]
 _ = interact(
     explore,
-    seed=(0, 99),
+    seed=IntSlider(3, 0, 99),
     difficulty=SelectionSlider(options=["easy", "medium", "full"], value="full"),
     label=SelectionSlider(options=me.DOLLHOUSE.names, value="normals"),
 )
 
 # %% mystnb={"figure": {"name": "fig-01-explore", "caption": "What the explorer shows first: a scene of full difficulty and its normals."}, "image": {"alt": "A rendered room and beside it the same room in the colours of its surface normals: flat walls have one colour each, round things shade from colour to colour."}}
-explore(49, "full", "normals")
+explore(3, "full", "normals")
 
 # %% [markdown]
 # ## How a scene is made
@@ -152,8 +160,9 @@ explore(49, "full", "normals")
 def camera_rays(shape, focal):
     """Directions d of all pixels, (3, H, W)."""
     height, width = shape
-    v, u = np.mgrid[:height, :width] + 0.5  # pixel centres
-    return np.stack([(u - width / 2) / focal, (height / 2 - v) / focal, -np.ones(shape)])  # (3, H, W)
+    v, u = np.mgrid[:height, :width] + 0.5  # pixel centres, (H, W) each
+    right, up = (u - width / 2) / focal, (height / 2 - v) / focal
+    return np.stack([right, up, -np.ones(shape)])  # (3, H, W)
 
 
 # %% [markdown]
@@ -163,11 +172,13 @@ def camera_rays(shape, focal):
 #
 # ```{math}
 # :label: eq-01-hits
-# t_\text{floor} = \frac{-h}{d_y}\ (d_y < 0), \qquad t_\text{wall} = D, \qquad
-# t_\text{ball} = \frac{\mathbf d^{\!\top}\mathbf c - \sqrt{(\mathbf d^{\!\top}\mathbf c)^2 - \lVert\mathbf d\rVert^2\,(\lVert\mathbf c\rVert^2 - r^2)}}{\lVert\mathbf d\rVert^2}.
+# \begin{aligned}
+# t_\text{floor} &= -h / d_y \quad (d_y < 0), \qquad\qquad t_\text{wall} = D, \\
+# t_\text{ball} &= \frac{\mathbf d^{\!\top}\mathbf c - \sqrt{(\mathbf d^{\!\top}\mathbf c)^2 - \lVert\mathbf d\rVert^2\,(\lVert\mathbf c\rVert^2 - r^2)}}{\lVert\mathbf d\rVert^2}.
+# \end{aligned}
 # ```
 #
-# Whatever comes first hides the rest.
+# Whatever comes first hides the rest, as {numref}`fig-01-rays` shows.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-01-rays", "caption": "The same three surfaces from the side. Each pixel sends one ray; the first surface it meets is what the pixel shows. Depth t is measured along the camera's axis, so it is shorter than the ray."}, "image": {"alt": "A side view: from the camera on the left, three rays pass through a short vertical line, the image. One ends on the floor, one on a ball, one on a wall. A dashed line below marks the depth of the point on the ball."}}
 figure, axis = plt.subplots(figsize=(6, 3))
@@ -181,9 +192,18 @@ for end_depth, end_height in ((1.9, 0), (2.5, 0.93), (5, 2.0)):
     axis.plot(end_depth, end_height, "o", color="#0072b2")
 axis.plot([0, 2.5, 2.5], [-0.25, -0.25, 0.93], "--", color="#0072b2", lw=1)
 axis.plot([0, 0], [-0.25, 1.4], "--", color="#0072b2", lw=1)
-for x, y, text in ((-0.25, 1.65, "camera"), (0.55, 1.75, "image"), (1.15, -0.5, "depth t"), (3.7, 0.5, "ball"),
-                   (4.3, 0.1, "floor"), (5.1, 1.2, "wall"), (0.05, 0.6, "h"), (3.2, 1.98, r"ray $t\,\mathbf{d}$")):  # fmt: skip
-    axis.text(x, y, text)
+notes = {
+    "camera": (-0.25, 1.65),
+    "image": (0.55, 1.75),
+    "depth t": (1.15, -0.5),
+    "ball": (3.7, 0.5),
+    "floor": (4.3, 0.1),
+    "wall": (5.1, 1.2),
+    "h": (0.05, 0.6),
+    r"ray $t\,\mathbf{d}$": (3.2, 1.98),
+}
+for note, (x, y) in notes.items():
+    axis.text(x, y, note)
 axis.set(aspect="equal", xlim=(-0.5, 5.6), ylim=(-0.6, 2.5))
 axis.set_axis_off()
 
@@ -195,7 +215,8 @@ under_root = along**2 - square * (c @ c - r**2)
 
 t_floor = np.where(d[1] < 0, h / np.maximum(-d[1], 1e-9), np.inf)
 t_wall = np.full(t_floor.shape, D)
-t_ball = np.where(under_root > 0, (along - np.sqrt(np.maximum(under_root, 0))) / square, np.inf)
+t_ball = (along - np.sqrt(np.maximum(under_root, 0))) / square
+t_ball = np.where(under_root > 0, t_ball, np.inf)  # rays that pass by
 
 t = np.stack([t_floor, t_wall, t_ball])  # (3, H, W), one layer per surface
 depth, surface = t.min(0), t.argmin(0)  # (H, W) both
@@ -205,24 +226,28 @@ depth, surface = t.min(0), t.argmin(0)  # (H, W) both
 
 # %%
 points = depth * d  # (3, H, W), in metres
-floor_normal, wall_normal = np.array([[0, 1, 0], [0, 0, 1]])[:, :, None, None]  # (3, 1, 1) each
-normals = np.where(surface == 0, floor_normal, np.where(surface == 1, wall_normal, (points - c[:, None, None]) / r))
-light = np.array([0.4, 0.7, 0.6]) / np.linalg.norm([0.4, 0.7, 0.6])
-shading = 0.25 + 0.75 * np.maximum(np.einsum("chw,c->hw", normals, light), 0)  # matt surfaces, no shadows
+normals = (points - c[:, None, None]) / r  # the ball's, (3, H, W)
+normals[:, surface == 0] = np.array([[0], [1], [0]])
+normals[:, surface == 1] = np.array([[0], [0], [1]])
+
+light = np.array([0.4, 0.7, 0.6])
+shading = 0.25 + 0.75 * np.maximum(np.einsum("chw,c->hw", normals, light), 0)  # matt
 
 
 # %% tags=["hide-input"]
 def show_row(pictures, width=7.5):
-    """Draw titled pictures side by side; (H, W) arrays are drawn as heat maps with a colour bar below."""
+    """Draw titled pictures side by side; (H, W) arrays as heat maps with a colour bar."""
     shape = next(iter(pictures.values())).shape
     side = width / len(pictures) * shape[0] / shape[1]
     heat = any(picture.ndim == 2 for picture in pictures.values())
-    figure, axes = plt.subplots(1, len(pictures), figsize=(width, side + 0.35 + 0.35 * heat), squeeze=False)
+    size = (width, side + 0.35 + 0.35 * heat)
+    figure, axes = plt.subplots(1, len(pictures), figsize=size, squeeze=False)
     for axis, (title, picture) in zip(axes.flat, pictures.items(), strict=True):
         drawn = put(axis, picture, title, cmap="cividis", vmin=0)
         if picture.ndim == 2:
             below = axis.inset_axes([0.05, -0.1, 0.9, 0.05])
-            figure.colorbar(drawn, cax=below, orientation="horizontal", ticks=plt.MaxNLocator(4))
+            ticks = plt.MaxNLocator(4, steps=[1, 2, 3, 5, 10])
+            figure.colorbar(drawn, cax=below, orientation="horizontal", ticks=ticks)
 
 
 # %% mystnb={"figure": {"name": "fig-01-renderer", "caption": "A room of three surfaces, rendered in the two cells above, with four of its labels. The wall has one depth everywhere, because depth is measured along the camera's axis."}, "image": {"alt": "Five small pictures: a shaded ball on a floor before a wall, the three surfaces in three colours, the normals with the ball shading through all colours, the depth getting darker with distance, and the outlines of the surfaces."}}
@@ -240,14 +265,14 @@ show_row(
 )
 
 # %% [markdown]
-# That is a renderer. Dollhouse adds boxes, cylinders and capsules (people are made of capsules), textures, lamps and soft shadows, but its
-# labels come from these lines. The library's ray caster, `mlore_edu/data/raycasting.py`, works with rays of length one and returns distances
-# along them; the share of such a ray that runs along the camera's axis, times the distance, is the depth.
+# {numref}`fig-01-renderer` is what these few lines see. Dollhouse adds boxes, cylinders and capsules (people are made of capsules), textures, lamps
+# and soft shadows, but its labels are made in this way. The library's ray caster, `mlore_edu/data/raycasting.py`, takes rays of length one and
+# returns distances along them; a distance times the ray's component along the camera's axis is a depth.
 
 # %%
 from mlore_edu.data.raycasting import Primitive, cast
 
-face_us = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0]])  # columns: the solid's own x, y and z axes
+face_us = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0]])  # its second column: towards us
 solids = [
     Primitive("plane", np.array([0, -h, 0]), np.eye(3), np.zeros(3)),
     Primitive("plane", np.array([0, 0, -D]), face_us, np.zeros(3)),
@@ -257,7 +282,8 @@ unit = (d / np.sqrt(square)).reshape(3, -1)  # (3, H·W)
 distance, first = cast(solids, np.zeros((3, 1)), unit)
 
 np.testing.assert_array_equal(first.reshape(surface.shape), surface)
-np.testing.assert_allclose((distance * -unit[2]).reshape(depth.shape), depth, rtol=1e-5)
+library_depth = (distance * -unit[2]).reshape(depth.shape)  # (H, W)
+np.testing.assert_allclose(library_depth, depth, rtol=1e-5)
 
 # %% [markdown]
 # ### One pixel of the floor tells the rest of it
@@ -269,7 +295,7 @@ np.testing.assert_allclose((distance * -unit[2]).reshape(depth.shape), depth, rt
 # %%
 d = camera_rays(room.depth.shape, room.meta["focal"])  # (3, H, W)
 points = room.depth * d
-on_floor = room.semseg == me.DOLLHOUSE["semseg"].class_names.index("floor")
+on_floor = room.semseg == CLASSES.index("floor")
 v, u = np.argwhere(on_floor)[-1]  # the last floor pixel, row by row
 n = room.normals[v, u]
 h = -n @ points[:, v, u]
@@ -279,12 +305,17 @@ np.testing.assert_allclose(predicted[on_floor], room.depth[on_floor], rtol=1e-3)
 print(f"the camera is {h:.1f} m above the floor")
 
 # %% [markdown]
-# With the floor known, depth turns into another quantity, $\mathbf n^{\!\top}\mathbf p + h$: how high above the floor every pixel lies.
+# With the floor known, depth turns into another quantity, $\mathbf n^{\!\top}\mathbf p + h$: how high above the floor every pixel lies
+# ({numref}`fig-01-height`).
 
 # %% mystnb={"figure": {"name": "fig-01-height", "caption": "From depth to height above the floor, in metres. Nobody labelled heights: the floor's normal and the depth contain them."}, "image": {"alt": "Three pictures of one room: the image, its depth, and a heat map of heights, dark on the floor and growing evenly up the walls, the furniture and the person."}}
 height = np.einsum("c,chw->hw", n, points) + h
 show_row(
-    {"Image": room.image, "Depth": to_rgb("depth", room.depth), "Height above the floor [m]": np.maximum(height, 0)}
+    {
+        "Image": room.image,
+        "Depth": to_rgb("depth", room.depth),
+        "Height above the floor [m]": np.maximum(height, 0),
+    }
 )
 
 # %% [markdown]
@@ -305,19 +336,20 @@ show_row(
 def normals_from_depth(depth, focal):
     """Unit normals (3, H, W) of a depth map (H, W)."""
     points = depth * camera_rays(depth.shape, focal)  # (3, H, W)
-    down, right = np.gradient(points, axis=(1, 2))  # central differences, (3, H, W) each
+    down, right = np.gradient(points, axis=(1, 2))  # (3, H, W) each
     normal = np.cross(down, right, axis=0)
     return normal / np.linalg.norm(normal, axis=0)
 
 
 def angle(a, b):
     """Degrees between unit vectors (3, H, W)."""
-    return np.degrees(2 * np.arctan2(np.linalg.norm(a - b, axis=0), np.linalg.norm(a + b, axis=0)))  # (H, W)
+    difference, total = np.linalg.norm(a - b, axis=0), np.linalg.norm(a + b, axis=0)
+    return np.degrees(2 * np.arctan2(difference, total))  # (H, W)
 
 
 # %% [markdown]
-# On a flat surface the differences lie in the plane exactly, so nothing but rounding may remain. We assert it inside walls: where a pixel and
-# its eight neighbours are the same wall.
+# On a flat surface the differences lie in the plane exactly, so nothing but rounding may remain. We assert it inside walls, where a pixel and
+# its eight neighbours are the same wall, and look at the rest in {numref}`fig-01-gradient`.
 
 # %%
 from scipy.ndimage import maximum_filter, minimum_filter
@@ -327,7 +359,7 @@ measured = normals_from_depth(room.depth, room.meta["focal"])
 error = angle(measured, labelled)
 
 inside = maximum_filter(room.instances, 3) == minimum_filter(room.instances, 3)
-wall = inside & (room.semseg == me.DOLLHOUSE["semseg"].class_names.index("wall"))
+wall = inside & (room.semseg == CLASSES.index("wall"))
 assert np.quantile(error[wall], 0.99) < 0.1  # degrees
 assert np.median(error[~inside]) > 5  # a difference across a boundary means nothing
 
@@ -382,7 +414,7 @@ def through_file(pixels, format):
     return np.asarray(Image.open(file))
 
 
-from_png, from_jpeg = through_file(room.semseg, "PNG"), through_file(room.semseg, "JPEG")
+from_png, from_jpeg = (through_file(room.semseg, kind) for kind in ("PNG", "JPEG"))
 assert np.array_equal(from_png, room.semseg)
 assert (from_jpeg != room.semseg).mean() > 0.1
 
@@ -397,8 +429,9 @@ show_row(
 
 # %% [markdown]
 # NYUD-v2's 40 classes {cite}`gupta2013perceptual` are numbered from 1, because **0 is taken: it means unlabelled**. Reading them therefore
-# takes a shift: 1 becomes 0, 40 becomes 39, and 0 becomes 255. Whoever forgets it trains a network to ignore nothing and to call every wall
-# a floor, until class 40 of 0 to 39 turns up and training stops with an error. To see it, call an eighth of the room unlabelled.
+# takes a shift: 1 becomes 0, 40 becomes 39, and 0 becomes 255. Whoever forgets it teaches a network to call every wall a floor and to ignore
+# nothing; and when a 40 turns up where classes end at 39, training stops with an error. In {numref}`fig-01-nyud` we call an eighth of the room
+# unlabelled, store it the NYUD way, and read it both ways.
 
 # %%
 from mlore_edu.data import labels
@@ -412,7 +445,8 @@ assert np.array_equal(labels.decode_nyud_semseg(stored), nyud_classes)
 
 names = me.NYUD_V2["semseg"].class_names
 for name in ("wall", "chair", "person"):
-    print(f"{name} is stored as {names.index(name) + 1:2} and read without the shift as {names[names.index(name) + 1]}")
+    value = names.index(name) + 1
+    print(f"{name} is stored as {value} and, without the shift, read as {names[value]}")
 
 # %% mystnb={"figure": {"name": "fig-01-nyud", "caption": "NYUD's classes read without and with the shift; white is ignored. Without it every class has its neighbour's name, and the unlabelled strip becomes a class."}, "image": {"alt": "An image and two class maps. In the middle one every region has another colour than in the right one; only the right one has a white strip for the unlabelled pixels."}}
 show_row(
@@ -430,19 +464,28 @@ show_row(
 # structure `anno` that lists objects, and for each object its parts, each a name and a mask. The field merges the names to six.
 
 # %%
-for part, title in enumerate(me.DOLLHOUSE["human_parts"].class_names[1:], start=1):
-    print(f"{part} {title:10} ←", " ".join(name for name, merged in labels.MERGED_PART.items() if merged == part))
+PARTS = me.DOLLHOUSE["human_parts"].class_names
+for part in range(1, 7):
+    names = [name for name, merged in labels.MERGED_PART.items() if merged == part]
+    print(f"{part} {PARTS[part]:10} ←", *names)
+
+# %% mystnb={"figure": {"name": "fig-01-parts", "caption": "The people of the room and their six parts. Clothes, skin and pose do not matter; hands count as lower arms, feet as lower legs."}, "image": {"alt": "Two pictures: the part of the room with people in it, and the same part with heads, torsos, upper and lower arms, upper and lower legs in six colours on dark ground."}}
+rows, columns = np.nonzero(room.human_parts)
+side = max(np.ptp(rows), np.ptp(columns)) + 1
+top, left = min(rows.min(), 256 - side), min(columns.min(), 256 - side)
+box = np.s_[top : top + side, left : left + side]
+people = to_rgb("human_parts", room.human_parts[box])
+show_row({"Image": room.image[box], "Human parts": people}, width=5)
+plots.class_legend(plt.gcf(), "human_parts", room.human_parts, PARTS)
 
 # %% [markdown]
-# Most photographs show nobody. If they counted as six classes of nothing, training would be dominated by empty answers, so the field has a
-# rule: **an image or a crop without any part is ignored for this task, 255 everywhere**. `IgnoreEmptyParts` applies it after every crop.
+# Many photographs show nobody. If they counted as six classes of nothing, training would be dominated by empty answers, so the field has a
+# rule: **an image or a crop without any part is ignored for this task, 255 everywhere**.
 
 # %%
-from mlore_edu.data.dollhouse_files import to_sample
-from mlore_edu.data.transforms import IgnoreEmptyParts
-
-corner = {"human_parts": to_sample(room, "room")["human_parts"].clone().fill_(0)}
-assert (IgnoreEmptyParts()(corner)["human_parts"] == 255).all()
+nobody = np.zeros((4, 4), np.uint8)
+assert (labels.no_parts_ignored(nobody) == 255).all()
+assert np.array_equal(labels.no_parts_ignored(room.human_parts), room.human_parts)
 
 # %% [markdown]
 # ### Saliency: a network's opinion, cut at one half
@@ -488,7 +531,7 @@ def encode(normals):
 
 def decode(pixels):
     vectors = pixels * (2 / 255) - 1  # 2 * pixels would overflow a byte
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)  # (H, W, 3), unit length again
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)  # (H, W, 3)
 
 
 def degrees_lost(pixels):
@@ -496,23 +539,24 @@ def degrees_lost(pixels):
     return angle(np.moveaxis(decode(pixels), -1, 0), labelled)  # (H, W)
 
 
-assert np.array_equal(encode(room.normals), labels.encode_normals(room.normals))
-np.testing.assert_allclose(decode(encode(room.normals)), labels.decode_normals(encode(room.normals)), atol=1e-6)
-assert degrees_lost(encode(room.normals)).max() <= np.degrees(np.arcsin(3**0.5 / 255))
+pixels = encode(room.normals)  # (H, W, 3), uint8
+assert np.array_equal(pixels, labels.encode_normals(room.normals))
+np.testing.assert_allclose(decode(pixels), labels.decode_normals(pixels), atol=1e-6)
+assert degrees_lost(pixels).max() <= np.degrees(np.arcsin(3**0.5 / 255))
 
 # %% [markdown]
-# Is that much? The papers' networks are wrong by 13 to 21 degrees on average {cite}`yang2024mlore`, so a few tenths do not matter. Two other
-# things do. Zero would need $v = 127.5$, so the zero vector, which marks *no normal here*, **cannot be stored**. The NYUD build of the papers
+# Is that much? The networks in the papers' tables are wrong by 13 to 21 degrees on average {cite}`yang2024mlore`, so a few tenths do not matter.
+# Two other things do. Zero would need $v = 127.5$, so the zero vector, which marks *no normal here*, **cannot be stored**. The NYUD build of the papers
 # therefore scores every pixel, while PASCAL-Context trusts the distilled normals only where the class is one of 170 that NYUD also
-# knows. And one of the archives in circulation holds normals as JPEG.
+# knows. And one of the archives in circulation holds normals as JPEG, with the consequence of {numref}`fig-01-bytes`.
 
 # %% mystnb={"figure": {"name": "fig-01-bytes", "caption": "Degrees lost by storing normals in three bytes, as PNG and as JPEG; note the two scales. PNG loses a constant fraction of a degree on each flat surface. JPEG adds ripples around every boundary."}, "image": {"alt": "Three pictures: normals; a heat map for PNG with one even shade per flat surface, all below 0.4 degrees; a heat map for JPEG with bright ripples along outlines, up to ten degrees."}}
-pixels = encode(room.normals)
+from_jpeg = through_file(pixels, "JPEG")
 show_row(
     {
         "Normals": to_rgb("normals", room.normals),
         "Lost in a PNG [°]": degrees_lost(pixels),
-        "Lost in a JPEG [°]": np.minimum(degrees_lost(through_file(pixels, "JPEG")), 10),
+        "Lost in a JPEG [°]": np.minimum(degrees_lost(from_jpeg), 10),
     }
 )
 
@@ -521,30 +565,29 @@ show_row(
 #
 # A depth camera does not see everything: glass, shiny surfaces and shadows of its own projector give no answer. NYUD-v2 stores metres as
 # floating-point `.npy` files with **0 for invalid**. Is a float not wasteful? Sixteen bits of millimetres would do. Eight bits
-# over ten metres would not: a step is then 4 cm, and normals, the slope of depth, show it at once.
+# over ten metres would not: a step is then 4 cm, and normals, the slope of depth, show it at once in {numref}`fig-01-depth`.
 
 # %% mystnb={"figure": {"name": "fig-01-depth", "caption": "Normals computed from depth that was stored in three ways. Steps of 4 cm turn every slanted surface into a staircase."}, "image": {"alt": "Three maps of normals. With floats and with millimetres they look alike; with eight bits every slanted surface is covered with stripes, like contour lines on a map."}}
 in_millimetres = np.uint16(np.rint(room.depth * 1000)) / 1000
 in_8_bits = np.uint8(np.rint(room.depth * 255 / 10)) / 255 * 10
-show_row(
-    {
-        f"Stored as {name}": to_rgb("normals", normals_from_depth(stored_depth, room.meta["focal"]))
-        for name, stored_depth in {"floats": room.depth, "millimetres": in_millimetres, "8 bits": in_8_bits}.items()
-    }
-)
+kept = {"floats": room.depth, "millimetres": in_millimetres, "8 bits": in_8_bits}
+slopes = {name: normals_from_depth(metres, room.meta["focal"]) for name, metres in kept.items()}
+show_row({f"Stored as {name}": to_rgb("normals", slope) for name, slope in slopes.items()})
 
 # %% [markdown]
 # Dollhouse's own folders use the millimetres; half a millimetre is the largest error.
 
 # %%
-assert np.abs(labels.decode_depth(labels.encode_depth(room.depth)) - room.depth).max() <= 0.000501
+read = labels.decode_depth(labels.encode_depth(room.depth))  # (H, W)
+assert np.abs(read - room.depth).max() <= 0.000501  # and a little rounding of floats
 
 # %% [markdown]
 # ### Boundaries: found in another label
 #
 # PASCAL-Context has no boundary files. Its boundaries are computed from `LabelMap`, a map of 459 classes: a pixel is a candidate where the
 # *Laplacian* $L$ of the map $m$, the sum of its four neighbours minus four times itself, is not zero, and the candidates are then thinned to
-# lines one pixel wide.
+# lines one pixel wide ({numref}`fig-01-laplacian`). `LabelMap` names classes, so two chairs that touch have no boundary between them; the map we
+# use here numbers things, so they have.
 #
 # ```{math}
 # :label: eq-01-laplacian
@@ -578,7 +621,7 @@ show_row(
 # one pixel wide is zero. Exercise 1.3 asks for a rule without it.
 
 # %%
-print(laplace(np.array([[1, 1, 2, 3, 3]])))  # the 2 is a boundary on both sides, and yet:
+print(laplace(np.array([[1, 1, 2, 3, 3]])))  # the 2 differs from both its neighbours
 
 # %% [markdown]
 # ## Two folders, two readers
@@ -596,37 +639,39 @@ from mlore_edu.data.loaders import open_dataset
 folder = tempfile.TemporaryDirectory()
 for layout in ("pascal_context", "nyud_v2"):
     root = Path(folder.name, layout)
-    _ = write_dollhouse(root, layout, size=128, difficulty="full", train=8, val=2, progress=False)
-    first = sorted(path.relative_to(root).as_posix() for path in root.rglob("*0000000.*"))
-    print(layout, *first, sep="\n    ")
+    _ = write_dollhouse(root, layout, 128, "full", train=8, val=2, progress=False)
+    files = root.rglob("*0000000.*")  # those of the first scene
+    print(layout, *sorted(file.relative_to(root).as_posix() for file in files), sep="\n    ")
 
 # %% [markdown]
-# Six files for five labels on one side, because two labels come out of `LabelMap` as a by-product; five files for four labels on the other.
-# Both readers hand out the same thing: a dictionary with the image, one tensor per task, and `meta`.
+# On one side six files hold an image and five labels: boundaries have no file of their own, and `LabelMap` is there to find them and to say which
+# normals count. On the other side five files hold an image and four labels. Both readers hand out the same thing: a dictionary with
+# the image, one tensor per task, and `meta`, which names the scene.
 
 
 # %% tags=["hide-input"]
 def show_samples(samples, classes=()):
-    """Draw a row per sample, a column per task; a task that the sample lacks leaves a gap."""
-    names = [name for name in ("image", *me.DOLLHOUSE.names) if any(name in sample for sample in samples)]
-    cell = 7.5 / len(names)
-    _, axes = plt.subplots(len(samples), len(names), figsize=(7.5, len(samples) * cell + 0.25), squeeze=False)
+    """Draw a row per sample, a column per task; a task that a sample lacks leaves a gap."""
+    known = ("image", *me.DOLLHOUSE.names)
+    names = [name for name in known if any(name in sample for sample in samples)]
+    size = (7.5, len(samples) * 7.5 / len(names) + 0.25)
+    _, axes = plt.subplots(len(samples), len(names), figsize=size, squeeze=False)
     for i, sample in enumerate(samples):
         for axis, name in zip(axes[i], names, strict=True):
             title = plots.TITLES[name].split()[-1].capitalize() if i == 0 else ""
+            axis.set_title(title)
+            axis.set_axis_off()
             if name in sample:
+                axis.set_axis_on()
                 put(axis, to_rgb(name, sample[name], classes[i] if classes else None), title)
-            else:
-                axis.set_axis_off()
-                axis.set_title(title)
 
 
 # %% mystnb={"figure": {"name": "fig-01-layouts", "caption": "One scene read back from a PASCAL-Context folder (top) and from an NYUD-v2 folder (bottom), with each data set's own classes. White pixels are ignored. PASCAL VOC knows few of the things in a room, so much is background, and normals are ignored on plants."}, "image": {"alt": "Two rows of pictures of one room: image, classes, and the tasks of each data set. In the upper row most of the class map is background; the lower row has depth instead of parts and saliency."}}
-pascal = open_dataset("pascal_context", Path(folder.name, "pascal_context"), "train")
-nyud = open_dataset("nyud_v2", Path(folder.name, "nyud_v2"), "train")
-plants = [(sample["semseg"] == 16).sum().item() for sample in pascal]  # VOC's potted plant
+layouts = ("pascal_context", "nyud_v2")
+pascal, nyud = (open_dataset(name, Path(folder.name, name), "train") for name in layouts)
+plants = [(sample["semseg"] == 16).sum().item() for sample in pascal]  # potted plants
 people = [(sample["human_parts"] % 255 > 0).sum().item() for sample in pascal]
-shown = int(np.argmax(np.minimum(plants, people)))  # the scene that has most of both
+shown = int(np.argmax(np.minimum(plants, people)))  # the scene with most of both
 show_samples([pascal[shown], nyud[shown]], [21, 40])
 
 # %% [markdown]
@@ -638,7 +683,8 @@ exact, read = me.scene(int(pascal.ids[shown]), 128), nyud[shown]
 assert np.array_equal(read["depth"][0], exact.depth)
 assert np.array_equal(read["image"].permute(1, 2, 0), exact.image)  # (H, W, 3)
 assert not np.array_equal(pascal[shown]["image"].permute(1, 2, 0), exact.image)
-assert angle(read["normals"].numpy(), np.moveaxis(exact.normals, -1, 0)).max() < 0.4  # degrees
+exact_normals = np.moveaxis(exact.normals, -1, 0)  # (3, H, W)
+assert angle(read["normals"].numpy(), exact_normals).max() < 0.4  # degrees
 folder.cleanup()
 
 # %% [markdown]
@@ -653,8 +699,11 @@ folder.cleanup()
 # %%
 from torchvision.transforms.v2 import functional as F
 
+from mlore_edu.data.dollhouse_files import to_sample
+
 sample = to_sample(room, "room")  # typed tensors: Image, ClassMap, Normals, Depth
-mirrored = {name: F.horizontal_flip(value) for name, value in sample.items() if name != "meta"}
+del sample["meta"]  # where the scene came from: nothing to transform
+mirrored = {name: F.horizontal_flip(value) for name, value in sample.items()}
 
 only_moved = labelled[:, :, ::-1]
 turned = mirrored["normals"].numpy()
@@ -680,16 +729,17 @@ show_row(
 
 # %%
 def person_height(depth, parts):
-    """Vertical extent in metres of all pixels with a body part, if the camera is the usual one."""
+    """Vertical extent in metres of all body parts, seen with the usual camera."""
     y = (depth * camera_rays(depth.shape, room.meta["focal"]))[1]  # (H, W)
     return np.ptp(y[parts > 0])
 
 
-zoomed = {name: F.resize(value, [512, 512]) for name, value in sample.items() if name != "meta"}
+zoomed = {name: F.resize(value, [512, 512]) for name, value in sample.items()}
 parts, divided = zoomed["human_parts"].numpy(), zoomed["depth"][0].numpy()
 before = person_height(room.depth, room.human_parts)
-print(f"growth of the person: {person_height(2 * divided, parts) / before:.1f} if depth is kept,", end=" ")
-print(f"{person_height(divided, parts) / before:.1f} if it is divided by the zoom")
+for rule, metres in (("is kept", 2 * divided), ("is divided", divided)):
+    growth = person_height(metres, parts) / before
+    print(f"where depth {rule:10} people grow by a factor of {growth:.1f}")
 
 # %% mystnb={"figure": {"name": "fig-01-zoom", "caption": "The middle of the room, enlarged twice. With the depth of the original the label claims a room of giants; divided by two it says that everything came nearer."}, "image": {"alt": "Four pictures: the room, its enlarged middle, the enlarged depth map in unchanged colours, and the same in brighter colours because everything is nearer."}}
 middle = np.s_[128:384, 128:384]
@@ -709,14 +759,15 @@ show_row(
 
 # %%
 flat = np.kron(inside, np.ones((2, 2), bool))  # (2 H, 2 W)
-for camera, seen, lens in (("same lens, depth divided", divided, 1), ("longer lens, depth kept", 2 * divided, 2)):
-    slope = normals_from_depth(seen, lens * room.meta["focal"])
-    print(f"{camera:25} {np.median(angle(slope, zoomed['normals'].numpy())[flat]):2.0f}°")
+moved = zoomed["normals"].numpy()  # (3, 2 H, 2 W)
+usual = normals_from_depth(divided, room.meta["focal"])
+longer_lens = normals_from_depth(2 * divided, 2 * room.meta["focal"])
+for title, slope in (("depth divided, usual camera", usual), ("depth kept, longer lens", longer_lens)):
+    print(f"{title:28} {np.median(angle(slope, moved)[flat]):2.0f}°")
 
 # %% [markdown]
-# The field accepts these few degrees, and so does this book, in order to stay comparable.
-
-# %% [markdown]
+# The field accepts this, and so does this book, in order to stay comparable.
+#
 # How do the functions `horizontal_flip` and `resize` know what to do? By the type of the tensor: `mlore_edu/data/tensors.py` defines
 # `ClassMap`, `Normals` and `Depth`, and tells torchvision how each behaves. Labels are always resized by their nearest neighbour, because the
 # mean of two classes is not a class.
@@ -724,8 +775,9 @@ for camera, seen, lens in (("same lens, depth divided", divided, 1), ("longer le
 # ### Pixels that do not count
 #
 # The field's recipe chains the steps: zoom by a random factor between 0.5 and 2, crop so that no class covers more than three quarters, flip
-# half of the time, change the colours, and pad to the training size. Padding is where most ignored pixels come from. `DollhouseScenes` renders
-# scenes in memory, and its `draw` transforms one of them; all chance comes from the generator it is given.
+# half of the time, change the colours, and pad to the training size. Padding brings pixels that nobody labelled. `DollhouseScenes` renders
+# scenes in memory, and its `draw` transforms one of them; all chance comes from the generator it is given. Out of sixty draws we show
+# the one with the largest people, the one with the widest border, and one without people.
 
 # %% mystnb={"figure": {"name": "fig-01-augment", "caption": "Three draws of the training transform. White is ignored: the padding around a zoomed-out image, and the whole map of parts where a crop shows nobody."}, "image": {"alt": "Three rows, each an image with its six labels. The first is enlarged around a person. The second is small and surrounded by a border, grey-brown in the image and white in the labels. The third shows a room without people, and its parts are white."}}
 import torch
@@ -733,11 +785,12 @@ import torch
 from mlore_edu.data.dollhouse_files import DollhouseScenes
 from mlore_edu.data.transforms import denormalise, train_transform
 
-dataset = DollhouseScenes(20, size=128, difficulty="full", transform=train_transform(128))
-draws = [dataset.draw(number % 20, torch.Generator().manual_seed(number)) for number in range(60)]
+dataset = DollhouseScenes(20, 128, "full", transform=train_transform(128))
+chances = [torch.Generator().manual_seed(number) for number in range(60)]
+draws = [dataset.draw(number % 20, chance) for number, chance in enumerate(chances)]
 people = [(draw["human_parts"] % 255 > 0).float().mean().item() for draw in draws]
 padding = [(draw["depth"] == 0).float().mean().item() for draw in draws]
-shown = [np.argmax(people), np.argmax(padding), np.argmin(people)]  # large people, a wide border, nobody
+shown = [np.argmax(people), np.argmax(padding), np.argmin(people)]
 show_samples([{**draws[i], "image": denormalise(draws[i]["image"])} for i in shown])
 
 # %% [markdown]
@@ -762,8 +815,9 @@ scenes = [me.scene(seed, 128) for seed in range(20)]
 _ = plots.show_images([scene.image for scene in scenes])
 
 # %% mystnb={"figure": {"name": "fig-01-twenty-labels", "caption": "Their semantic classes."}, "image": {"alt": "The same twenty rooms as coloured class maps; walls and floors cover most of every picture, and small things are rare."}}
-figure = plots.show_images([to_rgb("semseg", scene.semseg) for scene in scenes])
-plots.class_legend(figure, "semseg", np.stack([scene.semseg for scene in scenes]), me.DOLLHOUSE["semseg"].class_names)
+maps = np.stack([scene.semseg for scene in scenes])  # (20, 128, 128)
+figure = plots.show_images([to_rgb("semseg", label) for label in maps])
+plots.class_legend(figure, "semseg", maps, CLASSES)
 
 # %% [markdown]
 # While you look, ask what is hard. Which things have a colour of their own, and which only a shape? Where do two things of one class
@@ -776,12 +830,13 @@ plots.class_legend(figure, "semseg", np.stack([scene.semseg for scene in scenes]
 
 # %% tags=["hide-input"]
 def show_shares(shares):
-    """Draw a bar chart per task: the share of pixels of each class, the most frequent on top."""
+    """Draw a bar chart per task: the share of each class, the most frequent on top."""
     _, axes = plt.subplots(1, len(shares), figsize=(7.5, 3.2))
     for axis, (task, values) in zip(axes, shares.items(), strict=True):
         order = np.argsort(values)
         names = np.array(me.DOLLHOUSE[task].class_names)[order]
-        bars = axis.barh(names, 100 * values[order], color=palette(task)[order] / 255, edgecolor="grey")
+        colours = palette(task)[order] / 255
+        bars = axis.barh(names, 100 * values[order], color=colours, edgecolor="grey")
         axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
         axis.set(xlabel="% of the pixels", title=me.DOLLHOUSE[task].title)
         axis.margins(x=0.12)
@@ -789,21 +844,22 @@ def show_shares(shares):
 
 # %% mystnb={"figure": {"name": "fig-01-frequency", "caption": "Share of the pixels of each class and each part in a hundred scenes."}, "image": {"alt": "Two bar charts. Left: wall and floor cover more than half of all pixels, things such as balls, lamps and pictures about one in a hundred each. Right: background covers nearly everything, each of the six parts one or two in a hundred."}}
 many = [me.scene(seed, 64) for seed in range(100)]
-semseg, parts, saliency, edge = (
-    np.stack([getattr(scene, name) for scene in many]) for name in ("semseg", "human_parts", "saliency", "edge")
-)  # (100, 64, 64) each
-share = {
-    "semseg": np.bincount(semseg.ravel(), minlength=15) / semseg.size,
-    "human_parts": np.bincount(parts.ravel(), minlength=7) / parts.size,
-}
+
+
+def stacked(name):
+    return np.stack([getattr(scene, name) for scene in many])  # (100, 64, 64)
+
+
+share = {}
+for task, classes in {"semseg": 15, "human_parts": 7}.items():
+    share[task] = np.bincount(stacked(task).ravel(), minlength=classes) / (100 * 64 * 64)
 show_shares(share)
 
 # %%
 assert share["semseg"].max() > 20 * share["semseg"].min()
 
 # %% [markdown]
-# Walls have more than twenty times the pixels of the rarest class, and no rule of this generator is to blame: photographs are
-# like that. This is why class metrics average over classes and not over pixels (chapter 2), why a random crop is drawn again if one class covers more
+# Walls have more than twenty times the pixels of the rarest class. Imbalance of this kind is the rule in photographs too. It is why class metrics average over classes and not over pixels (chapter 2), why a random crop is drawn again if one class covers more
 # than three quarters of it, and why saliency's loss weighs its two classes by their frequency (chapter 3).
 #
 # ### Boundaries are thin
@@ -811,35 +867,36 @@ assert share["semseg"].max() > 20 * share["semseg"].min()
 # %%
 for side in (64, 128, 256):
     thinness = np.mean([me.scene(seed, side).edge.mean() for seed in range(20)])
-    print(f"{side:3} × {side:<3}  {round(100 * thinness):2} % of the pixels are boundary")
+    print(f"{side:3} × {side:<3}  {thinness:4.0%} of the pixels are boundary")
 
 # %% [markdown]
-# A line is one-dimensional: double the side of an image and its share halves, or nearly. A loss that counts every pixel alike would be
-# content to answer *no boundary* everywhere. The usual remedy gives the few boundary pixels the weight $w$ and the many others $1 - w$; the
-# papers choose $w = 0.95$, which balances the two sides when one pixel in twenty is boundary.
+# A line is one-dimensional: double the side of an image and its share halves, or nearly. A network trained with a loss that counts every pixel
+# alike could be content to answer *no boundary* everywhere. The usual remedy gives the few boundary pixels the weight $w$ and the many others $1 - w$; the
+# papers mostly choose $w = 0.95$, which balances the two sides when one pixel in twenty is boundary.
 #
 # ### What a constant answer scores
 #
-# How well does a model do that never looks at the image? For each task take the best constant: the most frequent class, the mean depth, the
+# How well does a model do that never looks at the image? For each task take a good constant: the most frequent class, the mean depth, the
 # mean direction, *boundary everywhere*. (mIoU averages over classes how well two regions overlap; F combines how much of an answer is right with
 # how much is found. Both are chapter 2, with a tolerance for boundaries that is left out here.) Whatever a network scores
 # means something only beside these numbers.
 
 # %%
-depth = np.stack([scene.depth for scene in many])
-normals = np.concatenate([scene.normals.reshape(-1, 3) for scene in many]).T  # (3, N)
-direction = normals.mean(1) / np.linalg.norm(normals.mean(1))  # (3,)
+wall, nobody = share["semseg"].max(), share["human_parts"][0]
+salient, boundary = stacked("saliency").mean(), stacked("edge").mean()
 
-print(f"semantics   all wall             right on {share['semseg'].max():4.0%}, mIoU {share['semseg'].max() / 15:4.0%}")
-print(
-    f"parts       all background       right on {share['human_parts'][0]:4.0%}, mIoU {share['human_parts'][0] / 7:4.0%}"
-)
-print(
-    f"saliency    all salient          right on {saliency.mean():4.0%}, F    {1.3 * saliency.mean() / (0.3 * saliency.mean() + 1):4.0%}"
-)
-print(f"boundaries  all boundary         right on {edge.mean():4.0%}, F    {2 * edge.mean() / (edge.mean() + 1):4.0%}")
-print(f"normals     the mean direction   {angle(normals, direction[:, None]).mean():.0f}° off on average")
-print(f"depth       the mean depth       {depth.std():.1f} m off (root mean square)")
+print(f"semantics   all wall        right on {wall:4.0%}   mIoU {wall / 15:4.0%}")
+print(f"parts       all background  right on {nobody:4.0%}   mIoU {nobody / 7:4.0%}")
+print(f"saliency    all salient     right on {salient:4.0%}   F {1.3 * salient / (0.3 * salient + 1):7.0%}")
+print(f"boundaries  all boundary    right on {boundary:4.0%}   F {2 * boundary / (boundary + 1):7.0%}")
+
+# %%
+all_normals = stacked("normals").reshape(-1, 3).T  # (3, 100·64·64)
+direction = all_normals.mean(1, keepdims=True)  # (3, 1)
+direction /= np.linalg.norm(direction)
+
+print(f"normals     the mean direction  off by {angle(all_normals, direction).mean():.0f}° on average")
+print(f"depth       the mean depth      off by {stacked('depth').std():.1f} m, root mean square")
 
 # %% [markdown]
 # Human parts say it best: *nobody anywhere* is right on more than nine pixels of ten, and still scores low, because the metric asks about
@@ -855,23 +912,28 @@ print(f"depth       the mean depth       {depth.std():.1f} m off (root mean squa
 # %%
 def what_changes(scene):
     """For every pixel, whether each label changes among its 3 × 3 neighbours."""
-    rows, columns = np.mgrid[-1:2, -1:2].reshape(2, -1)
-    cosines = [(np.roll(scene.normals, (i, j), (0, 1)) * scene.normals).sum(-1) for i, j in zip(rows, columns)]
+    n = scene.normals  # (H, W, 3)
+    around = [np.roll(n, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    cosine = np.min([(n * neighbour).sum(-1) for neighbour in around], axis=0)  # (H, W)
+    far, near = maximum_filter(scene.depth, 3), minimum_filter(scene.depth, 3)
     changes = {
         "class": maximum_filter(scene.semseg, 3) != minimum_filter(scene.semseg, 3),
-        "depth": maximum_filter(scene.depth, 3) > 1.1 * minimum_filter(scene.depth, 3),
-        "normal": np.min(cosines, axis=0) < np.cos(np.radians(20)),
+        "depth": far > 1.1 * near,
+        "normal": cosine < np.cos(np.radians(20)),
     }
     return {**changes, "any of them": np.any(list(changes.values()), axis=0)}
 
 
 # %% mystnb={"figure": {"name": "fig-01-together", "caption": "How often another label changes at a boundary pixel, and how often elsewhere, in twenty scenes of 128 × 128 pixels."}, "image": {"alt": "A bar chart with two bars for each of class, depth, normal, and any of them: tall bars at boundaries, short ones elsewhere."}}
-changed = {name: np.stack([what_changes(scene)[name] for scene in scenes]) for name in what_changes(scenes[0])}
+every = [what_changes(scene) for scene in scenes]
+changed = {name: np.stack([one[name] for one in every]) for name in every[0]}
 on_edge = np.stack([scene.edge for scene in scenes]) == 1
-away = ~np.stack([maximum_filter(scene.edge, 5) for scene in scenes]).astype(bool)
+away = np.stack([maximum_filter(scene.edge, 5) for scene in scenes]) == 0
+
 figure, axis = plt.subplots(figsize=(6, 2.6))
-for shift, (name, where) in zip((-0.2, 0.2), {"at boundaries": on_edge, "elsewhere": away}.items()):
-    axis.bar(np.arange(4) + shift, [100 * change[where].mean() for change in changed.values()], 0.4, label=name)
+for shift, where, name in ((-0.2, on_edge, "at boundaries"), (0.2, away, "elsewhere")):
+    shares = [100 * change[where].mean() for change in changed.values()]
+    axis.bar(np.arange(4) + shift, shares, 0.4, label=name)
 axis.set(xticks=range(4), xticklabels=changed, ylabel="% of the pixels")
 axis.margins(y=0.15)
 _ = axis.legend(loc="upper right", ncols=2, bbox_to_anchor=(1, 1.15))
@@ -882,9 +944,8 @@ assert explained[on_edge].mean() > 0.95
 assert explained[away].mean() < 0.15
 
 # %% [markdown]
-# More than 95 of 100 boundary pixels are announced by another answer. Elsewhere little changes: what remains there are mostly normals on the
-# round sides of things. A network that already computes depth, normals and classes
-# holds most of what it needs for boundaries, and the other way round. How a *decoder* should let its tasks use each other's knowledge
+# More than 95 of 100 boundary pixels are announced by another answer ({numref}`fig-01-together`), and elsewhere little changes, mostly the normals of
+# round things. A network that already computes depth, normals and classes holds most of what it needs for boundaries. How a *decoder* should let its tasks use each other's knowledge
 # without disturbing one another is the question of every paper in this book.
 #
 # ## Exercises
@@ -980,7 +1041,8 @@ _ = ch01.check_boundaries(boundaries)
 # %% jupyter={"source_hidden": true}
 def boundaries(label_map):
     marked = np.zeros(label_map.shape, bool)
-    down, right = label_map[1:] != label_map[:-1], label_map[:, 1:] != label_map[:, :-1]
+    down = label_map[1:] != label_map[:-1]  # (H - 1, W)
+    right = label_map[:, 1:] != label_map[:, :-1]  # (H, W - 1)
     marked[1:] |= down
     marked[:-1] |= down
     marked[:, 1:] |= right
@@ -1016,7 +1078,8 @@ _ = ch01.check_zoom(zoom_depth)
 
 # %% jupyter={"source_hidden": true}
 def zoom_depth(depth, zoom):
-    return depth.repeat(zoom, axis=0).repeat(zoom, axis=1) / zoom  # (zoom · H, zoom · W)
+    larger = depth.repeat(zoom, axis=0).repeat(zoom, axis=1)  # (zoom · H, zoom · W)
+    return larger / zoom
 
 
 _ = ch01.check_zoom(zoom_depth)
