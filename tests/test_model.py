@@ -31,8 +31,8 @@ def test_every_task_is_predicted_at_the_images_size(tasks: TaskSet, batch: int, 
     assert output.routing == {}
 
 
-@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name != "vit_nano"])
-def test_every_backbone_carries_the_baseline(backbone: str) -> None:
+@pytest.mark.parametrize("backbone", ["vit_small", "swin_tiny", "hrnet18", "dinov2_large", "dinov3_small"])
+def test_every_family_of_backbones_carries_the_baseline(backbone: str) -> None:
     with torch.device("meta"):
         model = build_model(f"baseline_{backbone}", NYUD_V2, img_size=(448, 576))
         output = model(torch.empty(1, 3, 448, 576))
@@ -155,6 +155,7 @@ def test_the_model_exports_with_a_free_batch_size() -> None:
         torch.testing.assert_close(exported(images).predictions[name], prediction)
 
 
+@pytest.mark.slow
 def test_the_model_compiles_without_a_graph_break() -> None:
     model, images = nano().eval(), torch.randn(2, 3, 32, 48)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
