@@ -62,9 +62,7 @@ def main() -> None:
     unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB here
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit
     print(f"largest process: {peak:.0f} MiB")
-    print(
-        f"128, full, two processes: {reached:.0f} im/s, goal {GOAL}; with both cores to itself {free:.0f} (by core time)"
-    )
+    print(f"128, full, two processes: {reached:.0f} im/s, goal {GOAL}; by core time, on idle cores {free:.0f}")
 
 
 if __name__ == "__main__":

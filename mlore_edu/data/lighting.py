@@ -34,7 +34,8 @@ def light_points(light: Light, pixels: Array, width: int) -> Array:
     # multiples of these two fractions fill the unit square evenly, however many are taken (R2 sequence, M. Roberts)
     u, v = (2 * ((0.5 + np.arange(16) * step) % 1) - 1 for step in (0.7548776662, 0.5698402910))
     points: Array = light.centre[:, None] + light.side_u[:, None] * u + light.side_v[:, None] * v  # (3, 16)
-    return np.asarray(points, np.float32).take(BAYER[pixels // width % 4, pixels % width % 4], axis=1)
+    chosen: Array = points.astype(np.float32).take(BAYER[pixels // width % 4, pixels % width % 4], axis=1)
+    return chosen
 
 
 def block_mean(values: Array, same: Array, step: int = 1) -> Array:
