@@ -198,12 +198,10 @@ def _recipes() -> dict[str, Recipe]:
         hardware="2 CPU cores, minutes",
         img_size=(128, 128),
         augmentation="flip",
-        lr=4e-3,  # a model of under a million weights, from scratch, wants 200 times the papers' rate
-        weight_decay=1e-4,
-        optimizer="adamw",
-        edge_positive_weight=0.8,
+        lr=4e-3,  # half a million weights from scratch: 2e-3 learns more slowly, 8e-3 less well
+        edge_positive_weight=0.8,  # the field's 0.95 draws boundaries several pixels thick
         iterations=400,
-        batch_size=16,
+        batch_size=8,  # at equal time, twice the steps of 16 images; better on every task
         channels_last=True,
     )
     dollhouse_512 = replace(
@@ -216,9 +214,11 @@ def _recipes() -> dict[str, Recipe]:
         augmentation="field",
         lr=2e-4,
         iterations=20_000,
+        batch_size=16,
         precision="bf16",
         workers=8,
         checkpoint_interval=1000,
+        eval_interval=5000,
     )
     # The papers: TaskExpert Sec. 4, MLoRE Sec. 4.1. Adam at 2e-5 with weight decay 1e-6, batch 4, 40,000 iterations.
     pascal = Recipe(
