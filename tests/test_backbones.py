@@ -36,7 +36,11 @@ def expected_channels(name: str) -> tuple[int, ...]:
     return tuple(first * 2**level for level in range(4))
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "vit_nano"])
+def marked_slow_if_large(name: str) -> object:
+    return pytest.param(name, marks=pytest.mark.slow) if name.endswith(("base", "large")) else name
+
+
+@pytest.mark.parametrize("name", [marked_slow_if_large(name) for name in BACKBONES if name != "vit_nano"])
 def test_every_backbone_gives_four_maps_of_the_promised_shapes(name: str) -> None:
     with torch.device("meta"):
         backbone = build_backbone(name, (64, 96), drop_path_rate=0.1)
