@@ -22,7 +22,7 @@ from mlore_edu.training.run_folder import read_log, versions
 ROOT = Path(__file__).parents[2]
 RUNS = Path("runs/chapter03")
 DATA = "dollhouse --root data/dollhouse_easy --size 64 --difficulty easy --train 400 --val 100"
-TRAIN = "train dollhouse_baseline_nano_easy --batch-size 8 --iterations 300 --workers 0 --pictures 0"
+TRAIN = "train dollhouse_baseline_nano_easy --iterations 300 --workers 0 --pictures 0"
 SEEDS = (0, 1, 2)
 CHOICES = [(seed, tasks) for seed in SEEDS for tasks in ((), *((name,) for name in me.DOLLHOUSE.names))]
 
