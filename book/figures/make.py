@@ -12,7 +12,7 @@ from mlore_edu.plots import OKABE_ITO, show_grid, use_style
 
 HERE = Path(__file__).parent
 TASKS = ("semseg", "human_parts", "saliency", "normals", "depth", "edge")
-SEED = 7
+SEED = 12
 
 
 def labels(seed: int, size: int) -> dict[str, np.ndarray]:
@@ -23,9 +23,8 @@ def labels(seed: int, size: int) -> dict[str, np.ndarray]:
 
 def draw_scene() -> None:
     """One image and its six answers, for the README."""
-    drawn = labels(SEED, 512)
-    figure = show_grid([drawn], width=14)
-    figure.savefig(HERE / "scene.png", dpi=90)
+    figure = show_grid([labels(SEED, 256)], width=14)
+    figure.savefig(HERE / "scene.png", dpi=128, bbox_inches="tight")  # one pixel of the page for each of the scene
 
 
 def draw_house() -> None:
@@ -72,7 +71,7 @@ def box(axis, x, y, width, height, title, text, chapters, colour) -> None:
 
 def place(axis, picture, x, y, side) -> None:
     """A picture at (x, y), its lower left corner."""
-    axis.imshow(picture, extent=(x, x + side, y, y + side), aspect="auto", zorder=2)
+    axis.imshow(picture, extent=(x, x + side, y, y + side), aspect="auto", zorder=2, interpolation="antialiased")
 
 
 if __name__ == "__main__":
