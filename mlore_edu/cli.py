@@ -68,16 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what is installed, which data and runs are there, what to do next")
     doctor.set_defaults(run_command=_doctor)
 
-    dollhouse = commands.add_parser("dollhouse", help="render the data set that comes with the book")
-    dollhouse.add_argument("--root", type=Path, default=Path("data/dollhouse"), help="folder to write (%(default)s)")
-    dollhouse.add_argument("--layout", choices=list(TASK_SETS), default="dollhouse", help="file formats (%(default)s)")
-    dollhouse.add_argument("--size", type=int, nargs="+", default=[128], help="side, or height and width (%(default)s)")
-    dollhouse.add_argument("--difficulty", choices=["easy", "medium", "full"], default="full", help="(%(default)s)")
-    dollhouse.add_argument("--train", type=int, default=1000, help="training scenes (%(default)s)")
-    dollhouse.add_argument("--val", type=int, default=100, help="validation scenes (%(default)s)")
-    dollhouse.add_argument("--seed", type=int, default=0, help="another seed gives other scenes (%(default)s)")
-    dollhouse.add_argument("--workers", type=int, default=None, help="processes (one per core)")
-    dollhouse.set_defaults(run_command=_dollhouse)
+    _add_dollhouse(commands)
 
     # Its help is the recipe's: every field with its value (recipe.py).
     train = commands.add_parser("train", help="train a recipe, or go on with it", add_help=False, allow_abbrev=False)
@@ -104,6 +95,19 @@ def _parser() -> argparse.ArgumentParser:
     complexity.add_argument("--depth", type=int, default=1, help="levels of modules shown (%(default)s)")
     complexity.set_defaults(run_command=_complexity)
     return parser
+
+
+def _add_dollhouse(commands: argparse._SubParsersAction[_Parser]) -> None:
+    dollhouse = commands.add_parser("dollhouse", help="render the data set that comes with the book")
+    dollhouse.add_argument("--root", type=Path, default=Path("data/dollhouse"), help="folder to write (%(default)s)")
+    dollhouse.add_argument("--layout", choices=list(TASK_SETS), default="dollhouse", help="file formats (%(default)s)")
+    dollhouse.add_argument("--size", type=int, nargs="+", default=[128], help="side, or height and width (%(default)s)")
+    dollhouse.add_argument("--difficulty", choices=["easy", "medium", "full"], default="full", help="(%(default)s)")
+    dollhouse.add_argument("--train", type=int, default=1000, help="training scenes (%(default)s)")
+    dollhouse.add_argument("--val", type=int, default=100, help="validation scenes (%(default)s)")
+    dollhouse.add_argument("--seed", type=int, default=0, help="another seed gives other scenes (%(default)s)")
+    dollhouse.add_argument("--workers", type=int, default=None, help="processes (one per core)")
+    dollhouse.set_defaults(run_command=_dollhouse)
 
 
 def _doctor(options: argparse.Namespace) -> None:
