@@ -34,7 +34,7 @@ CLASSES = me.DOLLHOUSE["semseg"].class_names
 
 # %%
 def richness(seed):
-    """How many body parts and classes a scene shows, and how large its people are."""
+    """How many body parts and classes a scene shows, and how much of people."""
     small = me.scene(seed, 64)
     parts, classes = small.human_parts, small.semseg
     return len(np.unique(parts)), len(np.unique(classes)), (parts > 0).sum()
@@ -91,11 +91,13 @@ look(room)
 
 # %%
 task_sets = (me.PASCAL_CONTEXT, me.NYUD_V2, me.DOLLHOUSE)
-print("channels to predict   ", *(f"{tasks.name:>14}" for tasks in task_sets), " metric")
+names = [f"{tasks.name:>14}" for tasks in task_sets]
+print("channels to predict   ", *names, " metric")
 for task in me.DOLLHOUSE:
     print(f"{task.title:22}", end=" ")
     for tasks in task_sets:
-        print(f"{tasks[task.name].channels if task.name in tasks else '–':>14}", end=" ")
+        channels = tasks[task.name].channels if task.name in tasks else "–"
+        print(f"{channels:>14}", end=" ")
     print("", task.metric)
 
 # %% [markdown]
@@ -230,8 +232,9 @@ normals = (points - c[:, None, None]) / r  # the ball's, (3, H, W)
 normals[:, surface == 0] = np.array([[0], [1], [0]])
 normals[:, surface == 1] = np.array([[0], [0], [1]])
 
-light = np.array([0.4, 0.7, 0.6])
-shading = 0.25 + 0.75 * np.maximum(np.einsum("chw,c->hw", normals, light), 0)  # matt
+towards_light = np.array([0.4, 0.7, 0.6])
+cosine = np.einsum("chw,c->hw", normals, towards_light)  # (H, W)
+shading = 0.25 + 0.75 * np.maximum(cosine, 0)  # matt surfaces, no shadows
 
 
 # %% tags=["hide-input"]
@@ -343,8 +346,8 @@ def normals_from_depth(depth, focal):
 
 def angle(a, b):
     """Degrees between unit vectors (3, H, W)."""
-    difference, total = np.linalg.norm(a - b, axis=0), np.linalg.norm(a + b, axis=0)
-    return np.degrees(2 * np.arctan2(difference, total))  # (H, W)
+    opposite, adjacent = np.linalg.norm(a - b, axis=0), np.linalg.norm(a + b, axis=0)
+    return np.degrees(2 * np.arctan2(opposite, adjacent))  # (H, W)
 
 
 # %% [markdown]
@@ -361,7 +364,7 @@ error = angle(measured, labelled)
 inside = maximum_filter(room.instances, 3) == minimum_filter(room.instances, 3)
 wall = inside & (room.semseg == CLASSES.index("wall"))
 assert np.quantile(error[wall], 0.99) < 0.1  # degrees
-assert np.median(error[~inside]) > 5  # a difference across a boundary means nothing
+assert np.median(error[~inside]) > 5  # across boundaries it means nothing
 
 # %% mystnb={"figure": {"name": "fig-01-gradient", "caption": "Normals from the label and from the slope of the depth map, and the angle between them in degrees (drawn up to 30). Flat and round surfaces agree; where the difference reaches across a boundary it compares points of two things."}, "image": {"alt": "Three pictures: two almost equal maps of normals, and a heat map of the angle between them that is dark everywhere except along the outlines of things, where it is bright."}}
 show_row(
@@ -377,7 +380,7 @@ show_row(
 # amplify noise, so there the same computation needs smoothing. One centimetre of noise is enough to see why.
 
 # %% mystnb={"figure": {"name": "fig-01-noise", "caption": "Normals from exact depth, from the same depth with one centimetre of random error in each pixel, and how far the latter are off (drawn up to 45°)."}, "image": {"alt": "Three pictures: a clean map of normals, the same map covered in coloured speckle, and a heat map of the angle between it and the label, bright nearly everywhere."}}
-noise = 0.01 * np.random.default_rng(0).standard_normal(room.depth.shape)  # metres
+noise = np.random.default_rng(0).normal(0, 0.01, room.depth.shape)  # metres
 noisy = normals_from_depth(room.depth + noise, room.meta["focal"])
 assert np.median(angle(noisy, labelled)) > 10  # degrees
 show_row(
@@ -570,9 +573,12 @@ show_row(
 # %% mystnb={"figure": {"name": "fig-01-depth", "caption": "Normals computed from depth that was stored in three ways. Steps of 4 cm turn every slanted surface into a staircase."}, "image": {"alt": "Three maps of normals. With floats and with millimetres they look alike; with eight bits every slanted surface is covered with stripes, like contour lines on a map."}}
 in_millimetres = np.uint16(np.rint(room.depth * 1000)) / 1000
 in_8_bits = np.uint8(np.rint(room.depth * 255 / 10)) / 255 * 10
-kept = {"floats": room.depth, "millimetres": in_millimetres, "8 bits": in_8_bits}
-slopes = {name: normals_from_depth(metres, room.meta["focal"]) for name, metres in kept.items()}
-show_row({f"Stored as {name}": to_rgb("normals", slope) for name, slope in slopes.items()})
+stored = {"Floats": room.depth, "Millimetres": in_millimetres, "8 bits": in_8_bits}
+pictures = {}
+for title, metres in stored.items():
+    slope = normals_from_depth(metres, room.meta["focal"])
+    pictures[f"{title} stored"] = to_rgb("normals", slope)
+show_row(pictures)
 
 # %% [markdown]
 # Dollhouse's own folders use the millimetres; half a millimetre is the largest error.
@@ -618,7 +624,7 @@ show_row(
 
 # %% [markdown]
 # The rule has a blind spot. Where three regions lie side by side with numbers in arithmetic progression, the Laplacian of a middle region
-# one pixel wide is zero. Exercise 1.3 asks for a rule without it.
+# one pixel wide is zero. {ref}`ex-01-boundaries` asks for a rule without it.
 
 # %%
 print(laplace(np.array([[1, 1, 2, 3, 3]])))  # the 2 differs from both its neighbours
@@ -701,7 +707,7 @@ from torchvision.transforms.v2 import functional as F
 
 from mlore_edu.data.dollhouse_files import to_sample
 
-sample = to_sample(room, "room")  # typed tensors: Image, ClassMap, Normals, Depth
+sample = to_sample(room, "room")  # tensors with types: Image, ClassMap, Normals …
 del sample["meta"]  # where the scene came from: nothing to transform
 mirrored = {name: F.horizontal_flip(value) for name, value in sample.items()}
 
@@ -741,8 +747,9 @@ for rule, metres in (("is kept", 2 * divided), ("is divided", divided)):
     growth = person_height(metres, parts) / before
     print(f"where depth {rule:10} people grow by a factor of {growth:.1f}")
 
-# %% mystnb={"figure": {"name": "fig-01-zoom", "caption": "The middle of the room, enlarged twice. With the depth of the original the label claims a room of giants; divided by two it says that everything came nearer."}, "image": {"alt": "Four pictures: the room, its enlarged middle, the enlarged depth map in unchanged colours, and the same in brighter colours because everything is nearer."}}
-middle = np.s_[128:384, 128:384]
+# %% mystnb={"figure": {"name": "fig-01-zoom", "caption": "The people of the room, enlarged twice. With the depth of the original the label claims a room of giants; divided by two it says that everything came nearer."}, "image": {"alt": "Four pictures: the room, an enlarged window of it with a person, the enlarged depth map in unchanged colours, and the same in brighter colours because everything is nearer."}}
+top, left = (int(np.clip(2 * at.mean() - 128, 0, 256)) for at in (rows, columns))
+middle = np.s_[top : top + 256, left : left + 256]  # around the people
 show_row(
     {
         "Image": room.image,
@@ -852,7 +859,8 @@ def stacked(name):
 
 share = {}
 for task, classes in {"semseg": 15, "human_parts": 7}.items():
-    share[task] = np.bincount(stacked(task).ravel(), minlength=classes) / (100 * 64 * 64)
+    count = np.bincount(stacked(task).ravel(), minlength=classes)
+    share[task] = count / count.sum()
 show_shares(share)
 
 # %%
@@ -865,9 +873,12 @@ assert share["semseg"].max() > 20 * share["semseg"].min()
 # ### Boundaries are thin
 
 # %%
-for side in (64, 128, 256):
-    thinness = np.mean([me.scene(seed, side).edge.mean() for seed in range(20)])
-    print(f"{side:3} × {side:<3}  {thinness:4.0%} of the pixels are boundary")
+thinness = [
+    np.mean([me.scene(seed, side).edge.mean() for seed in range(20)])
+    for side in (64, 128, 256)
+]  # fmt: skip
+print("share of boundary pixels at 64 × 64, 128 × 128 and 256 × 256:")
+print(*(f"{share:.0%}" for share in thinness), sep=", ")
 
 # %% [markdown]
 # A line is one-dimensional: double the side of an image and its share halves, or nearly. A network trained with a loss that counts every pixel
@@ -885,18 +896,23 @@ for side in (64, 128, 256):
 wall, nobody = share["semseg"].max(), share["human_parts"][0]
 salient, boundary = stacked("saliency").mean(), stacked("edge").mean()
 
-print(f"semantics   all wall        right on {wall:4.0%}   mIoU {wall / 15:4.0%}")
-print(f"parts       all background  right on {nobody:4.0%}   mIoU {nobody / 7:4.0%}")
-print(f"saliency    all salient     right on {salient:4.0%}   F {1.3 * salient / (0.3 * salient + 1):7.0%}")
-print(f"boundaries  all boundary    right on {boundary:4.0%}   F {2 * boundary / (boundary + 1):7.0%}")
+scores = {
+    "everything is wall": (wall, "mIoU", wall / 15),
+    "nobody anywhere": (nobody, "mIoU", nobody / 7),
+    "everything is salient": (salient, "F", 1.3 * salient / (0.3 * salient + 1)),
+    "boundary everywhere": (boundary, "F", 2 * boundary / (boundary + 1)),
+}
+for answer, (right, metric, score) in scores.items():
+    print(f"{answer:22} right on {right:4.0%} of the pixels, {metric:4} {score:4.0%}")
 
 # %%
 all_normals = stacked("normals").reshape(-1, 3).T  # (3, 100·64·64)
 direction = all_normals.mean(1, keepdims=True)  # (3, 1)
 direction /= np.linalg.norm(direction)
 
-print(f"normals     the mean direction  off by {angle(all_normals, direction).mean():.0f}° on average")
-print(f"depth       the mean depth      off by {stacked('depth').std():.1f} m, root mean square")
+off = angle(all_normals, direction).mean()
+print(f"{'the mean direction':22} off by {off:.0f}° on average")
+print(f"{'the mean depth':22} off by {stacked('depth').std():.1f} m, root mean square")
 
 # %% [markdown]
 # Human parts say it best: *nobody anywhere* is right on more than nine pixels of ten, and still scores low, because the metric asks about
@@ -914,7 +930,7 @@ def what_changes(scene):
     """For every pixel, whether each label changes among its 3 × 3 neighbours."""
     n = scene.normals  # (H, W, 3)
     around = [np.roll(n, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-    cosine = np.min([(n * neighbour).sum(-1) for neighbour in around], axis=0)  # (H, W)
+    cosine = np.min([(n * other).sum(-1) for other in around], axis=0)  # (H, W)
     far, near = maximum_filter(scene.depth, 3), minimum_filter(scene.depth, 3)
     changes = {
         "class": maximum_filter(scene.semseg, 3) != minimum_filter(scene.semseg, 3),
