@@ -1,7 +1,8 @@
 """Images per second of the boundary evaluation: ``python benchmarks/boundary.py``.
 
 Compares, in one run and image by image in turn, the library (matching repaired from threshold to threshold, compiled)
-with a straightforward solution (each thresholded map thinned and matched afresh, with SciPy). Both must count the same.
+with a straightforward solution (each thresholded map thinned and matched afresh, by the same compiled search or, with
+``--scipy``, by SciPy's). Both must count the same.
 The images are synthetic: contours of random regions, predicted with displacement, gaps, false contours and noise.
 """
 
@@ -12,7 +13,9 @@ import math
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +28,23 @@ from scipy.spatial import KDTree
 
 from mlore_edu.metrics import NYUD_BOUNDARY, PASCAL_BOUNDARY, BoundaryF, BoundaryProtocol
 from mlore_edu.metrics.boundary import ImageCounts, count_image, region_outlines, suppress
-from mlore_edu.metrics.boundary_matching import thin
+from mlore_edu.metrics.boundary_matching import match, thin
 
 PASCAL_IMAGES = 2498
+
+Solver = Callable[[np.ndarray, np.ndarray, float], int]
 
 
 @dataclass
 class Options:
     """What to measure."""
 
-    images: int = 3
+    images: int = 4
     """Images per row of the table."""
+    compared: int = 1
+    """How many of them the straightforward solution counts too (much slower)."""
+    scipy: bool = False
+    """Let SciPy match in the straightforward solution: on some maps of 375×500 one matching takes it minutes."""
     workers: int = 2
     """Threads in the last column."""
 
@@ -59,28 +68,42 @@ def synthetic(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarra
     return np.clip(np.maximum(found, invented) + noise, 0, 1), target.astype(np.float32)
 
 
-def straightforward(probability: np.ndarray, target: np.ndarray, protocol: BoundaryProtocol) -> ImageCounts:
+def compiled_pairs(predicted: np.ndarray, truth: np.ndarray, reach: float) -> int:
+    """Pairs of a maximum matching, by the library's search from an empty matching."""
+    return len(match(predicted, truth, reach))
+
+
+def scipy_pairs(predicted: np.ndarray, truth: np.ndarray, reach: float) -> int:
+    """Pairs of a maximum matching, by SciPy's Hopcroft-Karp."""
+    if not predicted.any() or not truth.any():
+        return 0
+    ends = [np.argwhere(predicted), np.argwhere(truth)]
+    near = KDTree(ends[0]).sparse_distance_matrix(KDTree(ends[1]), reach, output_type="ndarray")
+    graph = csr_matrix((np.ones(len(near), dtype=bool), (near["i"], near["j"])), (len(ends[0]), len(ends[1])))
+    return int((maximum_bipartite_matching(graph) >= 0).sum())
+
+
+def straightforward(
+    probability: np.ndarray, target: np.ndarray, protocol: BoundaryProtocol, solver: Solver = compiled_pairs
+) -> ImageCounts:
     """The same protocol as one would write it down: every threshold on its own."""
     ridges = suppress(probability, protocol)
     truth = target == 1
     truth = thin(region_outlines(truth) if protocol.truth_is_regions else truth)
-    true_pixels = KDTree(np.argwhere(truth))
     reach = protocol.max_distance * math.hypot(*truth.shape)
     counts = []
     for threshold in protocol.thresholds:
-        predicted = np.argwhere(thin(ridges > threshold))
-        pairs = 0
-        if len(predicted):
-            near = KDTree(predicted).sparse_distance_matrix(true_pixels, reach, output_type="ndarray")
-            shape = len(predicted), true_pixels.n
-            graph = csr_matrix((np.ones(len(near), dtype=bool), (near["i"], near["j"])), shape)
-            pairs = int((maximum_bipartite_matching(graph) >= 0).sum())
-        counts.append((len(predicted), pairs))
+        predicted = thin(ridges > threshold)
+        counts.append((predicted.sum(), solver(predicted, truth, reach)))
     predicted_counts, matched = np.array(counts).T
     return ImageCounts(predicted_counts, matched, int(truth.sum()))
 
 
-METHODS = {"library": count_image, "straightforward": straightforward}
+METHODS = {
+    "library": count_image,
+    "straightforward": straightforward,
+    "scipy": partial(straightforward, solver=scipy_pairs),
+}
 
 
 def memory(key: str) -> int:
@@ -92,50 +115,50 @@ def memory(key: str) -> int:
 
 def extra_memory(method: str, height: int, width: int, protocol: BoundaryProtocol) -> int:
     """Peak memory of one image above that of the process before it, in MiB; to be called in a process of its own."""
-    few = replace(protocol, thresholds=protocol.thresholds[::50])
+    few = replace(protocol, thresholds=protocol.thresholds[:2])  # the fullest maps take the most
     METHODS[method](*synthetic(1, 64, 64), few)  # compiled and imported
     image = synthetic(0, height, width)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = memory("VmRSS")
-    METHODS[method](*image, protocol)
+    METHODS[method](*image, few)
     return max(0, memory("VmHWM") - before)
 
 
 def measure(height: int, width: int, protocol: BoundaryProtocol, options: Options) -> str:
     """One row of the table."""
     images = [synthetic(seed, height, width) for seed in range(options.images)]
-    seconds = dict.fromkeys(METHODS, 0.0)
-    meter = BoundaryF(protocol)
-    for probability, target in images:
+    names = "library", "scipy" if options.scipy else "straightforward"
+    seconds = dict.fromkeys(names, 0.0)
+    for probability, target in images[: options.compared]:
         counts = {}
-        for name, method in METHODS.items():
+        for name in names:
             start = time.thread_time()  # of the core, so that other work on the machine does not count
-            counts[name] = method(probability, target, protocol)
+            counts[name] = METHODS[name](probability, target, protocol)
             seconds[name] += time.thread_time() - start
         for mine, others in zip(*counts.values()):
             assert np.array_equal(mine, others), "the two solutions count differently"
-        meter.update(torch.tensor(probability)[None], torch.tensor(target)[None])
     threaded = BoundaryF(protocol, workers=options.workers)
     predictions, targets = (torch.tensor(np.stack(maps)) for maps in zip(*images))
     start = time.perf_counter()
     threaded.update(predictions, targets)
-    threaded.compute()
+    score = threaded.compute()
     with_workers = time.perf_counter() - start
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        extra = [pool.apply(extra_memory, (name, height, width, protocol)) for name in METHODS]
-    library, plain = (options.images / seconds[name] for name in METHODS)
+        extra = [pool.apply(extra_memory, (name, height, width, protocol)) for name in names]
+    library, plain = (options.compared / seconds[name] for name in names)
     minutes = PASCAL_IMAGES / (options.images / with_workers) / 60
     return (
-        f"| {height}×{width} | {protocol.max_distance} | {meter.compute():.1f} | {library:.1f} | {plain:.2f} "
+        f"| {height}×{width} | {protocol.max_distance} | {score:.1f} | {library:.1f} | {plain:.2f} "
         f"| {library / plain:.0f}× | {options.images / with_workers:.1f} | {minutes:.1f} | {extra[0]} / {extra[1]} |"
     )
 
 
 def main(options: Options) -> None:
-    for probability, target in (synthetic(0, 64, 64), synthetic(1, 64, 64)):
-        count_image(probability, target, PASCAL_BOUNDARY)  # compile before the clock runs
-    print(f"{options.images} images a row, 101 thresholds, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}.")
+    for method in METHODS.values():
+        method(*synthetic(0, 64, 64), PASCAL_BOUNDARY)  # compile before the clock runs
+    print(f"{options.images} images a row ({options.compared} of them with both solutions), 101 thresholds.")
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}.")
     print("Images per second of one core's time, then of wall-clock time with workers; memory of one image, MiB.")
     print("| size | max_distance | odsF | library | straightforward | ratio ", end="")
     print(f"| {options.workers} workers | minutes for {PASCAL_IMAGES} | memory library / straightforward |")
