@@ -38,8 +38,8 @@ CLASS_COLOURS = (
 IGNORED_COLOUR = (255, 255, 255)
 """Pixels that do not count are white."""
 
-MAX_DEPTH = 8.0
-"""Depth in metres that is drawn in the darkest colour."""
+NEAR, FAR = 1.0, 7.0
+"""Depths in metres that are drawn in the brightest and in the darkest colour."""
 
 
 def palette(task: str, classes: int | None = None) -> Array:
@@ -69,24 +69,28 @@ def to_rgb(task: str, label: Any, classes: int | None = None) -> Array:
     Returns
     -------
     (H, W, 3) uint8. Ignored pixels are white. Normals: x, y, z from [-1, 1] to red, green, blue. Depth: near is
-    bright, :data:`MAX_DEPTH` metres and beyond is dark. Boundaries are black on white.
+    bright, :data:`NEAR` metres and less brightest, :data:`FAR` metres and more darkest. Boundaries are black on white.
     """
     array = np.asarray(label)
     if array.ndim == 3 and task in ("image", "normals"):
         array = array if array.shape[-1] == 3 else np.moveaxis(array, 0, -1)
-    elif array.ndim == 3:
+    elif array.ndim == 3 and len(array) == 1:
         array = array[0]
     if task == "image":
         return array if array.dtype == np.uint8 else _to_byte(array)
     if task in ("semseg", "human_parts"):
         colours = palette(task, classes)
         ignored = array == IGNORE
+        if array.ndim != 2 or (~ignored & ((array < 0) | (array >= len(colours)))).any():
+            raise UserError(
+                f"A map of class ids (H, W) from 0 to {len(colours) - 1} is needed; give one, and classes=."
+            )
         rgb = colours[np.where(ignored, 0, array).astype(int)]
         return _blank(rgb, ignored)
     if task == "normals":
         return _blank(_to_byte((array + 1) / 2), np.abs(array).sum(-1) == 0)
     if task == "depth":
-        return _blank(_cividis(1 - np.clip(array / MAX_DEPTH, 0, 1)), array <= 0)
+        return _blank(_cividis(np.clip((FAR - array) / (FAR - NEAR), 0, 1)), array <= 0)
     if task in ("saliency", "edge"):
         ignored = array == IGNORE
         shade = np.where(ignored, 0, array)

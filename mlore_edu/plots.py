@@ -100,8 +100,7 @@ def class_legend(figure: Figure, task: str, label: Any, class_names: Sequence[st
 def _picture(axis: Axes, picture: Any, title: str = "") -> None:
     axis.set_xticks([])
     axis.set_yticks([])
-    for side in ("top", "right", "bottom", "left"):
-        axis.spines[side].set_visible(False)
+    axis.spines[:].set(visible=picture is not None, color="0.8")  # a frame, so that white areas end somewhere
     if picture is not None:
         axis.imshow(picture)
     axis.set_title(title)

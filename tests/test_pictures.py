@@ -63,6 +63,12 @@ def test_an_unknown_task_is_named():
         to_rgb("flow", np.zeros((2, 2)))
 
 
+def test_class_ids_without_a_colour_and_batches_are_refused():
+    for wrong in (np.full((2, 2), 15), np.zeros((2, 2, 2), int), np.full((2, 2), -1)):
+        with pytest.raises(UserError, match="0 to 14"):
+            to_rgb("semseg", wrong)
+
+
 def test_a_panel_has_a_cell_per_row_and_key():
     row = {"image": np.zeros((32, 48, 3), np.uint8), "depth": np.ones((1, 32, 48))}
     page = panel([row, {"depth": row["depth"]}], ("label", "prediction"), side=96)
