@@ -1,6 +1,8 @@
 """The command line end to end: what it prints, what it leaves on disk, and one sentence for every mistake."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -254,6 +256,23 @@ def test_a_reader_that_has_seen_enough_is_no_mistake():
     shown = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert shown.stdout.startswith("usage: mlore-edu train dollhouse_baseline_nano")
     assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_reaches_the_loading_processes_too_and_is_answered_once(data, tmp_path):
+    words = [*TINY, "--iterations", "100000", "--workers", "2", "--root", str(data), "--run", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "mlore_edu", "train", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, start_new_session=True, **pipes) as process:
+        deadline = time.monotonic() + 100
+        while not (tmp_path / "run/checkpoints/000003").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        error = process.communicate(timeout=100)[1]
+    assert process.returncode == 130
+    assert error.count("press Ctrl-C again") == 1
+    assert error.count("everything is saved in") == 1
+    assert "Traceback" not in error
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ class Interruption:
     def __init__(self) -> None:
         self.requested = False
         self._at_once = False
+        self._process = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -36,6 +38,8 @@ class Interruption:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a loading process, forked off with this handler: the training process ends it when it is done
         if self._at_once or self.requested:
             raise KeyboardInterrupt
         self.requested = True
