@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # 01 · Five answers from one image
+# # Five answers from one image
 #
 # Look at a photograph of a room for a second. You know what stands where, who is in it, how far away things are, which way their surfaces
 # face, and where one thing ends and the next begins. **What exactly can one photograph tell, pixel by pixel, and how is each answer written
@@ -275,7 +275,9 @@ show_row(
 # %%
 from mlore_edu.data.raycasting import Primitive, cast
 
-face_us = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0]])  # its second column: towards us
+face_us = np.array(
+    [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
+)  # its second column: towards us
 solids = [
     Primitive("plane", np.array([0, -h, 0]), np.eye(3), np.zeros(3)),
     Primitive("plane", np.array([0, 0, -D]), face_us, np.zeros(3)),
@@ -346,7 +348,10 @@ def normals_from_depth(depth, focal):
 
 def angle(a, b):
     """Degrees between unit vectors (3, H, W)."""
-    opposite, adjacent = np.linalg.norm(a - b, axis=0), np.linalg.norm(a + b, axis=0)
+    opposite, adjacent = (
+        np.linalg.norm(a - b, axis=0),
+        np.linalg.norm(a + b, axis=0),
+    )
     return np.degrees(2 * np.arctan2(opposite, adjacent))  # (H, W)
 
 
@@ -449,7 +454,9 @@ assert np.array_equal(labels.decode_nyud_semseg(stored), nyud_classes)
 names = me.NYUD_V2["semseg"].class_names
 for name in ("wall", "chair", "person"):
     value = names.index(name) + 1
-    print(f"{name} is stored as {value} and, without the shift, read as {names[value]}")
+    print(
+        f"{name} is stored as {value} and, without the shift, read as {names[value]}"
+    )
 
 # %% mystnb={"figure": {"name": "fig-01-nyud", "caption": "NYUD's classes read without and with the shift; white is ignored. Without it every class has its neighbour's name, and the unlabelled strip becomes a class."}, "image": {"alt": "An image and two class maps. In the middle one every region has another colour than in the right one; only the right one has a white strip for the unlabelled pixels."}}
 show_row(
@@ -585,7 +592,9 @@ show_row(pictures)
 
 # %%
 read = labels.decode_depth(labels.encode_depth(room.depth))  # (H, W)
-assert np.abs(read - room.depth).max() <= 0.000501  # and a little rounding of floats
+assert (
+    np.abs(read - room.depth).max() <= 0.000501
+)  # and a little rounding of floats
 
 # %% [markdown]
 # ### Boundaries: found in another label
@@ -627,7 +636,9 @@ show_row(
 # one pixel wide is zero. {ref}`ex-01-boundaries` asks for a rule without it.
 
 # %%
-print(laplace(np.array([[1, 1, 2, 3, 3]])))  # the 2 differs from both its neighbours
+print(
+    laplace(np.array([[1, 1, 2, 3, 3]]))
+)  # the 2 differs from both its neighbours
 
 # %% [markdown]
 # ## Two folders, two readers
@@ -647,7 +658,11 @@ for layout in ("pascal_context", "nyud_v2"):
     root = Path(folder.name, layout)
     _ = write_dollhouse(root, layout, 128, "full", train=8, val=2, progress=False)
     files = root.rglob("*0000000.*")  # those of the first scene
-    print(layout, *sorted(file.relative_to(root).as_posix() for file in files), sep="\n    ")
+    print(
+        layout,
+        *sorted(file.relative_to(root).as_posix() for file in files),
+        sep="\n    ",
+    )
 
 # %% [markdown]
 # On one side six files hold an image and five labels: boundaries have no file of their own, and `LabelMap` is there to find them and to say which
@@ -669,13 +684,21 @@ def show_samples(samples, classes=()):
             axis.set_axis_off()
             if name in sample:
                 axis.set_axis_on()
-                put(axis, to_rgb(name, sample[name], classes[i] if classes else None), title)
+                put(
+                    axis,
+                    to_rgb(name, sample[name], classes[i] if classes else None),
+                    title,
+                )
 
 
 # %% mystnb={"figure": {"name": "fig-01-layouts", "caption": "One scene read back from a PASCAL-Context folder (top) and from an NYUD-v2 folder (bottom), with each data set's own classes. White pixels are ignored. PASCAL VOC knows few of the things in a room, so much is background, and normals are ignored on plants."}, "image": {"alt": "Two rows of pictures of one room: image, classes, and the tasks of each data set. In the upper row most of the class map is background; the lower row has depth instead of parts and saliency."}}
 layouts = ("pascal_context", "nyud_v2")
-pascal, nyud = (open_dataset(name, Path(folder.name, name), "train") for name in layouts)
-plants = [(sample["semseg"] == 16).sum().item() for sample in pascal]  # potted plants
+pascal, nyud = (
+    open_dataset(name, Path(folder.name, name), "train") for name in layouts
+)
+plants = [
+    (sample["semseg"] == 16).sum().item() for sample in pascal
+]  # potted plants
 people = [(sample["human_parts"] % 255 > 0).sum().item() for sample in pascal]
 shown = int(np.argmax(np.minimum(plants, people)))  # the scene with most of both
 show_samples([pascal[shown], nyud[shown]], [21, 40])
@@ -769,7 +792,10 @@ flat = np.kron(inside, np.ones((2, 2), bool))  # (2 H, 2 W)
 moved = zoomed["normals"].numpy()  # (3, 2 H, 2 W)
 usual = normals_from_depth(divided, room.meta["focal"])
 longer_lens = normals_from_depth(2 * divided, 2 * room.meta["focal"])
-for title, slope in (("depth divided, usual camera", usual), ("depth kept, longer lens", longer_lens)):
+for title, slope in (
+    ("depth divided, usual camera", usual),
+    ("depth kept, longer lens", longer_lens),
+):
     print(f"{title:28} {np.median(angle(slope, moved)[flat]):2.0f}°")
 
 # %% [markdown]
@@ -843,7 +869,9 @@ def show_shares(shares):
         order = np.argsort(values)
         names = np.array(me.DOLLHOUSE[task].class_names)[order]
         colours = palette(task)[order] / 255
-        bars = axis.barh(names, 100 * values[order], color=colours, edgecolor="grey")
+        bars = axis.barh(
+            names, 100 * values[order], color=colours, edgecolor="grey"
+        )
         axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
         axis.set(xlabel="% of the pixels", title=me.DOLLHOUSE[task].title)
         axis.margins(x=0.12)
@@ -903,7 +931,9 @@ scores = {
     "boundary everywhere": (boundary, "F", 2 * boundary / (boundary + 1)),
 }
 for answer, (right, metric, score) in scores.items():
-    print(f"{answer:22} right on {right:4.0%} of the pixels, {metric:4} {score:4.0%}")
+    print(
+        f"{answer:22} right on {right:4.0%} of the pixels, {metric:4} {score:4.0%}"
+    )
 
 # %%
 all_normals = stacked("normals").reshape(-1, 3).T  # (3, 100·64·64)
@@ -912,7 +942,9 @@ direction /= np.linalg.norm(direction)
 
 off = angle(all_normals, direction).mean()
 print(f"{'the mean direction':22} off by {off:.0f}° on average")
-print(f"{'the mean depth':22} off by {stacked('depth').std():.1f} m, root mean square")
+print(
+    f"{'the mean depth':22} off by {stacked('depth').std():.1f} m, root mean square"
+)
 
 # %% [markdown]
 # Human parts say it best: *nobody anywhere* is right on more than nine pixels of ten, and still scores low, because the metric asks about
@@ -947,7 +979,10 @@ on_edge = np.stack([scene.edge for scene in scenes]) == 1
 away = np.stack([maximum_filter(scene.edge, 5) for scene in scenes]) == 0
 
 figure, axis = plt.subplots(figsize=(6, 2.6))
-for shift, where, name in ((-0.2, on_edge, "at boundaries"), (0.2, away, "elsewhere")):
+for shift, where, name in (
+    (-0.2, on_edge, "at boundaries"),
+    (0.2, away, "elsewhere"),
+):
     shares = [100 * change[where].mean() for change in changed.values()]
     axis.bar(np.arange(4) + shift, shares, 0.4, label=name)
 axis.set(xticks=range(4), xticklabels=changed, ylabel="% of the pixels")

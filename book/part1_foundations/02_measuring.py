@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # 02 · Measuring
+# # Measuring
 #
 # Model A is better at depth, model B at boundaries. **Which of the two is better?** And a question that ought to come first: **is "better"
 # even measured the same way in two papers?**
@@ -30,7 +30,9 @@ from mlore_edu.pictures import to_rgb
 
 plots.use_style()
 scenes = [me.scene(seed, size=(96, 128)) for seed in range(12)]
-room = max(scenes, key=lambda scene: (scene.human_parts > 0).sum())  # much of it people
+room = max(
+    scenes, key=lambda scene: (scene.human_parts > 0).sum()
+)  # much of it people
 
 scores = np.eye(15)[room.semseg]  # (H, W, 15): 1 for the true class
 scores += 0.34 * np.random.default_rng(0).standard_normal(scores.shape)
@@ -39,7 +41,12 @@ by_b = np.roll(room.semseg, shift=(2, 2), axis=(0, 1))
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-question", "caption": "A room, its semantic label, and two answers. Which one is better?"}, "image": {"alt": "Four pictures: a rendered room with people, its label in flat colours, the label strewn with coloured specks, and what looks like the label unchanged."}}
 figure, axes = plt.subplots(1, 4, figsize=(7.5, 1.8))
-shown = {"image": room.image, "label": room.semseg, "model A": by_a, "model B": by_b}
+shown = {
+    "image": room.image,
+    "label": room.semseg,
+    "model A": by_a,
+    "model B": by_b,
+}
 for axis, (title, picture) in zip(axes, shown.items()):
     axis.imshow(to_rgb("image" if picture is room.image else "semseg", picture))
     axis.set_title(title)
@@ -52,7 +59,9 @@ for name, picture in (("A", by_a), ("B", by_b)):
     right = 100 * (answer == label).double().mean()
     meter = me.MeanIoU(15)
     meter.update(answer, label)
-    print(f"{name}: {right:.0f} % of the pixels right, mean IoU {meter.compute():.0f} %")
+    print(
+        f"{name}: {right:.0f} % of the pixels right, mean IoU {meter.compute():.0f} %"
+    )
 
 # %% [markdown]
 # A has more pixels right, B the higher mean IoU: two metrics, two winners. One number stands for each task in every results table of this field. This chapter opens those numbers, one after another. Each is a few
@@ -161,7 +170,8 @@ MISTAKES = (shift, blur, noise, drop, constant)
 answers = {}
 for mistake in MISTAKES:
     answers[mistake.__name__] = {
-        task.name: decode(task, mistake(maps)) for task, maps in zip(me.DOLLHOUSE, labels.values())
+        task.name: decode(task, mistake(maps))
+        for task, maps in zip(me.DOLLHOUSE, labels.values())
     }
 A, B = answers["noise"], answers["shift"]
 
@@ -170,11 +180,21 @@ A, B = answers["noise"], answers["shift"]
 
 
 # %% tags=["hide-input"]
-def show_answers(rows, number, columns=("semseg", "human_parts", "saliency", "normals", "depth", "edge")):
+def show_answers(
+    rows,
+    number,
+    columns=("semseg", "human_parts", "saliency", "normals", "depth", "edge"),
+):
     """Draw the answers of several models on one scene, a row each."""
-    figure = plots.show_grid([{c: r[c][number] for c in columns} for r in rows.values()], list(rows))
+    figure = plots.show_grid(
+        [{c: r[c][number] for c in columns} for r in rows.values()], list(rows)
+    )
     for axis in figure.axes[: len(columns)]:
-        axis.set_title(axis.get_title().replace("Semantic segmentation", "Semantics").replace("Surface n", "N"))
+        axis.set_title(
+            axis.get_title()
+            .replace("Semantic segmentation", "Semantics")
+            .replace("Surface n", "N")
+        )
 
 
 number = next(i for i, scene in enumerate(scenes) if scene is room)
@@ -263,7 +283,9 @@ PERSON = me.DOLLHOUSE["semseg"].class_names.index("person")
 size_of_person = (semseg == PERSON).sum((1, 2))  # (N,)
 with_person = torch.nonzero(size_of_person)[:, 0]
 of_b = B["semseg"]
-per_image = torch.stack([class_iou(of_b[i], semseg[i], PERSON) for i in with_person])
+per_image = torch.stack(
+    [class_iou(of_b[i], semseg[i], PERSON) for i in with_person]
+)
 pooled = class_iou(of_b, semseg, PERSON)
 
 
@@ -283,8 +305,12 @@ def overlay(axis, hit, missed, false, title=""):
 
 def name_colours(figure, hit="right", missed="missed", false="false alarm"):
     """Write what the colours of an overlay mean below the figure."""
-    patches = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (HIT, MISSED, FALSE)]
-    figure.legend(patches, (hit, missed, false), loc="outside lower center", ncols=3)
+    patches = [
+        plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (HIT, MISSED, FALSE)
+    ]
+    figure.legend(
+        patches, (hit, missed, false), loc="outside lower center", ncols=3
+    )
 
 
 def show_pooling():
@@ -293,13 +319,26 @@ def show_pooling():
     for axis, i in zip(axes, with_person[order[[0, -1]]], strict=False):
         predicted, true = B["semseg"][i] == PERSON, semseg[i] == PERSON
         iou = class_iou(B["semseg"][i], semseg[i], PERSON)
-        overlay(axis, predicted & true, true & ~predicted, predicted & ~true, f"IoU {iou:.0f} %")
+        overlay(
+            axis,
+            predicted & true,
+            true & ~predicted,
+            predicted & ~true,
+            f"IoU {iou:.0f} %",
+        )
     axes[2].plot(size_of_person[with_person], per_image, "o", color="0.35")
     axes[2].axhline(pooled, color=HIT, label=f"pooled: {pooled:.0f} %")
     axes[2].axhline(
-        per_image.mean(), color=plots.OKABE_ITO[3], ls="--", label=f"mean of images: {per_image.mean():.0f} %"
+        per_image.mean(),
+        color=plots.OKABE_ITO[3],
+        ls="--",
+        label=f"mean of images: {per_image.mean():.0f} %",
     )
-    axes[2].set(xlabel="person pixels in the scene", ylabel="IoU of person [%]", ylim=(0, 100))
+    axes[2].set(
+        xlabel="person pixels in the scene",
+        ylabel="IoU of person [%]",
+        ylim=(0, 100),
+    )
     axes[2].legend(loc="upper left")
     name_colours(figure)
 
@@ -336,17 +375,27 @@ print(f"pooled {semseg_pooled:.0f} %, mean of images {difference:+.0f} points")
 
 # %%
 outline = [binary_dilation(scene.edge > 0, iterations=2) for scene in scenes]
-with_band = torch.where(torch.from_numpy(np.stack(outline)), 255, semseg)  # (N, H, W)
+with_band = torch.where(
+    torch.from_numpy(np.stack(outline)), 255, semseg
+)  # (N, H, W)
 wrong = of_b != semseg
 semseg_band = miou(of_b, with_band)
-print(f"B on all pixels: {semseg_pooled:.0f} %, without the band: {semseg_band:.0f} %")
+print(
+    f"B on all pixels: {semseg_pooled:.0f} %, without the band: {semseg_band:.0f} %"
+)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-void", "caption": "Left: a label with the band of 255 drawn in white. Middle: model B's mistakes. Right: the mistakes that count once the band is left out."}, "image": {"alt": "A label map in colours with white bands around every object, and two black and white maps of wrong pixels: outlines of everything on the left one, few pixels on the right one."}}
 figure, axes = plt.subplots(1, 3, figsize=(7.5, 2.3))
 counted = wrong & (with_band != 255)
-shown = {"label with band": with_band, "wrong": wrong.long(), "wrong and counted": counted.long()}
+shown = {
+    "label with band": with_band,
+    "wrong": wrong.long(),
+    "wrong and counted": counted.long(),
+}
 for axis, (title, picture) in zip(axes, shown.items()):
-    axis.imshow(to_rgb("semseg" if picture is with_band else "edge", picture[number]))
+    axis.imshow(
+        to_rgb("semseg" if picture is with_band else "edge", picture[number])
+    )
     axis.set(xticks=[], yticks=[], title=title)
     axis.spines[:].set_visible(True)
 
@@ -450,10 +499,14 @@ def show_trap():
         color=plots.OKABE_ITO[3],
         label="released: 4 thresholds",
     )
-    left.set(xlabel="threshold on the probability p", ylabel="F [%]", ylim=(40, 100))
+    left.set(
+        xlabel="threshold on the probability p", ylabel="F [%]", ylim=(40, 100)
+    )
     left.legend(loc="lower left")
     right.plot(gammas, standard_f, label="standard")
-    right.plot(gammas, released_f, color=plots.OKABE_ITO[3], ls="--", label="released")
+    right.plot(
+        gammas, released_f, color=plots.OKABE_ITO[3], ls="--", label="released"
+    )
     right.set(
         xlabel="γ, with p replaced by $p^γ$",
         ylabel="maxF [%]",
@@ -476,7 +529,9 @@ show_trap()
 trap = max(s - r for s, r in zip(standard_f, released_f))
 moved = np.ptp(standard_f), np.ptp(released_f)
 print(f"largest loss: {trap:.0f} points")
-print(f"over γ, standard moves by {moved[0]:.0f} and released by {moved[1]:.0f} points")
+print(
+    f"over γ, standard moves by {moved[0]:.0f} and released by {moved[1]:.0f} points"
+)
 
 # %% [markdown]
 # Published saliency numbers of this family carry the trap, so a number from a correct evaluation must not be put beside them. The library has both,
@@ -513,12 +568,16 @@ def angle_atan2(p, g):
 degrees = torch.logspace(-4, 1, 400, dtype=torch.float64)[:, None]  # (400, 1)
 turn = torch.deg2rad(degrees)
 g = torch.tensor([[1.0, 2.0, 2.0]], dtype=torch.float64) / 3  # (1, 3), length 1
-across = torch.tensor([[0.0, 1.0, -1.0]], dtype=torch.float64) / 2**0.5  # upright on g
+across = (
+    torch.tensor([[0.0, 1.0, -1.0]], dtype=torch.float64) / 2**0.5
+)  # upright on g
 p = torch.cos(turn) * g + torch.sin(turn) * across  # (400, 3)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-arccos", "caption": "Angles computed with 32-bit numbers against the true angle. Below about a tenth of a degree the arccosine climbs in steps, and then returns zero (drawn at the bottom) or nothing at all."}, "image": {"alt": "Two log-log plots of computed over true angle: the arccosine's points leave the diagonal below a tenth of a degree and form steps; the two-argument arctangent's points stay on the diagonal down to a ten-thousandth of a degree."}}
 figure, axes = plt.subplots(1, 2, figsize=(7.5, 2.9), sharey=True)
-for axis, formula, title in zip(axes, (angle_arccos, angle_atan2), ("arccos", "2·atan2")):
+for axis, formula, title in zip(
+    axes, (angle_arccos, angle_atan2), ("arccos", "2·atan2")
+):
     axis.loglog(degrees, degrees, color="0.8")
     axis.loglog(degrees, formula(p.float(), g.float()).clamp_min(2e-5), ".", ms=3)
     axis.set(xlabel="true angle [°]", title=title, ylim=(1e-5, 20))
@@ -543,16 +602,36 @@ def show_normals(number):
     axes[0].set(xticks=[], yticks=[], title="one object missed")
     drawn = axes[1].imshow(errors[number], cmap="cividis", vmin=0, vmax=90)
     axes[1].set(xticks=[], yticks=[], title="angle to the label [°]")
-    figure.colorbar(drawn, ax=axes[1], orientation="horizontal", ticks=[0, 45, 90], shrink=0.9)
+    figure.colorbar(
+        drawn, ax=axes[1], orientation="horizontal", ticks=[0, 45, 90], shrink=0.9
+    )
     for name, colour, style in (
         ("drop", HIT, "-"),
         ("blur", plots.OKABE_ITO[3], "--"),
         ("noise", plots.OKABE_ITO[2], ":"),
     ):
-        angles = angle_atan2(answers[name]["normals"].movedim(1, -1), truth.movedim(1, -1)).flatten().sort().values
+        angles = (
+            angle_atan2(
+                answers[name]["normals"].movedim(1, -1), truth.movedim(1, -1)
+            )
+            .flatten()
+            .sort()
+            .values
+        )
         label = f"{name}: {angles.mean():.0f}° / {angles.median():.0f}°"
-        axes[2].plot(angles[::50], np.linspace(0, 100, len(angles[::50])), color=colour, ls=style, label=label)
-    axes[2].set(xlabel="angle [°]", ylabel="pixels below it [%]", xlim=(-2, 90), ylim=(0, 102))
+        axes[2].plot(
+            angles[::50],
+            np.linspace(0, 100, len(angles[::50])),
+            color=colour,
+            ls=style,
+            label=label,
+        )
+    axes[2].set(
+        xlabel="angle [°]",
+        ylabel="pixels below it [%]",
+        xlim=(-2, 90),
+        ylim=(0, 102),
+    )
     axes[2].legend(loc="lower right", title="mean / median")
 
 
@@ -600,7 +679,9 @@ for model in (steady, brilliant):
     meter.update(model, depth)
     details = meter.details()
     torch.testing.assert_close(float(pooled_rmse(model)), details["pooled"])
-    torch.testing.assert_close(float(image_rmse(model).mean()), details["per_image"])
+    torch.testing.assert_close(
+        float(image_rmse(model).mean()), details["per_image"]
+    )
 
 
 # %% tags=["hide-input"]
@@ -611,19 +692,57 @@ def show_depth():
         width_ratios=[1, 1, 1.7],
     )
     dots = axes["dots"]
-    for x, (name, model) in enumerate({"steady": steady, "brilliant": brilliant}.items()):
+    for x, (name, model) in enumerate(
+        {"steady": steady, "brilliant": brilliant}.items()
+    ):
         for i in (0, 1):
             axis = axes[f"{name}{i}"]
-            drawn = axis.imshow((model - depth)[i, 0], cmap="cividis", vmin=0, vmax=2)
-            axis.set(xticks=[], yticks=[], title=f"image {i}" if x == 0 else "", ylabel=name if i == 0 else "")
-        dots.plot(x + np.linspace(-0.15, 0.15, len(scenes)), image_rmse(model), "o", color="0.6", ms=5)
-        dots.hlines(pooled_rmse(model), x - 0.3, x + 0.3, color=HIT, label="pooled" if x == 0 else None)
+            drawn = axis.imshow(
+                (model - depth)[i, 0], cmap="cividis", vmin=0, vmax=2
+            )
+            axis.set(
+                xticks=[],
+                yticks=[],
+                title=f"image {i}" if x == 0 else "",
+                ylabel=name if i == 0 else "",
+            )
+        dots.plot(
+            x + np.linspace(-0.15, 0.15, len(scenes)),
+            image_rmse(model),
+            "o",
+            color="0.6",
+            ms=5,
+        )
+        dots.hlines(
+            pooled_rmse(model),
+            x - 0.3,
+            x + 0.3,
+            color=HIT,
+            label="pooled" if x == 0 else None,
+        )
         mean = image_rmse(model).mean()
-        dots.hlines(mean, x - 0.3, x + 0.3, plots.OKABE_ITO[3], "--", label="mean of images" if x == 0 else None)
-    dots.set(xticks=[0, 1], xticklabels=["steady", "brilliant"], ylabel="RMSE [m]", xlim=(-0.5, 1.5), ylim=(0, None))
+        dots.hlines(
+            mean,
+            x - 0.3,
+            x + 0.3,
+            plots.OKABE_ITO[3],
+            "--",
+            label="mean of images" if x == 0 else None,
+        )
+    dots.set(
+        xticks=[0, 1],
+        xticklabels=["steady", "brilliant"],
+        ylabel="RMSE [m]",
+        xlim=(-0.5, 1.5),
+        ylim=(0, None),
+    )
     dots.legend(loc="upper left")
     figure.colorbar(
-        drawn, ax=[axes["steady0"], axes["brilliant0"]], location="left", label="error [m]", ticks=[0, 1, 2]
+        drawn,
+        ax=[axes["steady0"], axes["brilliant0"]],
+        location="left",
+        label="error [m]",
+        ticks=[0, 1, 2],
     )
 
 
@@ -677,9 +796,17 @@ truth_thin = np.stack([thin(image) for image in true_lines])
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-thin", "caption": "From a boundary probability to lines: the probability, its ridges after non-maximum suppression, the threshold without suppression, and ridges, threshold and thinning together."}, "image": {"alt": "Four drawings of a room's outlines: soft grey lines, thin grey ridges, broad black strokes that fill small gaps, and black lines one pixel wide."}}
 figure, axes = plt.subplots(1, 4, figsize=(7.5, 1.9))
-steps = (probability[number], ridges[number], probability[number] > 0.2, predicted_lines)
+steps = (
+    probability[number],
+    ridges[number],
+    probability[number] > 0.2,
+    predicted_lines,
+)
 for axis, title, picture in zip(
-    axes, ("probability", "ridges", "threshold only", "all three steps"), steps, strict=True
+    axes,
+    ("probability", "ridges", "threshold only", "all three steps"),
+    steps,
+    strict=True,
 ):
     axis.imshow(to_rgb("edge", picture))
     axis.set(xticks=[], yticks=[], title=title)
@@ -715,7 +842,9 @@ print(f"{count_pairs(doubled, line, 2)} of them find a partner")
 
 # %%
 TOLERANCE = protocol.max_distance * np.hypot(96, 128)  # in pixels
-pairs = match(predicted_lines, truth_thin[number], TOLERANCE)  # (pairs, ends, coordinates)
+pairs = match(
+    predicted_lines, truth_thin[number], TOLERANCE
+)  # (pairs, ends, coordinates)
 assert len(pairs) == count_pairs(predicted_lines, truth_thin[number], TOLERANCE)
 assert np.linalg.norm(pairs[:, 0] - pairs[:, 1], axis=1).max() <= TOLERANCE
 print(f"tolerance {TOLERANCE:.1f} pixels")
@@ -729,11 +858,19 @@ def f_from(pairs, predicted, true):
 
 def draw_matching(axis, prediction, truth, tolerance):
     """Draw matched, missed and falsely predicted boundary pixels; return F in percent."""
-    (rows, columns), (true_rows, true_columns) = match(prediction, truth, tolerance).transpose(1, 2, 0)
+    (rows, columns), (true_rows, true_columns) = match(
+        prediction, truth, tolerance
+    ).transpose(1, 2, 0)
     hit, found = np.zeros((2, *truth.shape), bool)
     hit[rows, columns] = found[true_rows, true_columns] = True
     f = f_from(len(rows), prediction.sum(), truth.sum())
-    overlay(axis, hit, truth & ~found & ~hit, prediction & ~hit, f"tolerance {tolerance:.1f} px: F = {f:.0f} %")
+    overlay(
+        axis,
+        hit,
+        truth & ~found & ~hit,
+        prediction & ~hit,
+        f"tolerance {tolerance:.1f} px: F = {f:.0f} %",
+    )
     return f
 
 
@@ -766,7 +903,11 @@ _ = interact(explore, tolerance=FloatSlider(value=3.5, min=0, max=8, step=0.5))
 
 # %% tags=["hide-input"]
 def show_tolerances():
-    figure, axes = plt.subplot_mosaic([["0", "1", "2"], ["f", "f", "f"]], figsize=(7.5, 4.6), height_ratios=[1, 0.9])
+    figure, axes = plt.subplot_mosaic(
+        [["0", "1", "2"], ["f", "f", "f"]],
+        figsize=(7.5, 4.6),
+        height_ratios=[1, 0.9],
+    )
     for axis, tolerance in zip((axes["0"], axes["1"], axes["2"]), (0, 1.0, 6.0)):
         draw_matching(axis, predicted_lines, truth_thin[number], tolerance)
         axis.set_title(axis.get_title(), fontsize=9)
@@ -832,9 +973,17 @@ print(f"odsF {odsf:.0f} %, oisF {oisf:.0f} %")
 def show_curve():
     details = meter.details()
     _, axis = plt.subplots(figsize=(5.0, 3.8))
-    recall_grid, precision_grid = np.meshgrid(np.linspace(0.01, 1, 200), np.linspace(0.01, 1, 200))
+    recall_grid, precision_grid = np.meshgrid(
+        np.linspace(0.01, 1, 200), np.linspace(0.01, 1, 200)
+    )
     f = 2 * precision_grid * recall_grid / (precision_grid + recall_grid)
-    levels = axis.contour(100 * recall_grid, 100 * precision_grid, 100 * f, levels=[20, 40, 60, 80], colors="0.85")
+    levels = axis.contour(
+        100 * recall_grid,
+        100 * precision_grid,
+        100 * f,
+        levels=[20, 40, 60, 80],
+        colors="0.85",
+    )
     axis.clabel(levels, fmt="F = %d", fontsize=8)
     axis.plot(
         100 * np.array(details["recall"]),
@@ -845,11 +994,21 @@ def show_curve():
     )
     top = int(np.argmax(details["f"]))
     axis.plot(
-        100 * details["recall"][top], 100 * details["precision"][top], "o", ms=9, color=plots.OKABE_ITO[3], label="odsF"
+        100 * details["recall"][top],
+        100 * details["precision"][top],
+        "o",
+        ms=9,
+        color=plots.OKABE_ITO[3],
+        label="odsF",
     )
-    p, r = matched[best].sum() / predicted[best].sum(), matched[best].sum() / true.sum()
+    p, r = (
+        matched[best].sum() / predicted[best].sum(),
+        matched[best].sum() / true.sum(),
+    )
     axis.plot(100 * r, 100 * p, "s", ms=9, color=plots.OKABE_ITO[2], label="oisF")
-    axis.set(xlabel="recall [%]", ylabel="precision [%]", xlim=(0, 100), ylim=(0, 102))
+    axis.set(
+        xlabel="recall [%]", ylabel="precision [%]", xlim=(0, 100), ylim=(0, 102)
+    )
     axis.legend(loc="lower left")
 
 
@@ -872,13 +1031,21 @@ show_curve()
 
 # %% tags=["hide-input"]
 def show_chart():
-    table = np.array([[results[name][task.name] for task in me.DOLLHOUSE] for name in answers])  # (mistakes, tasks)
-    perfect = np.array([0.0 if task.lower_is_better else 100.0 for task in me.DOLLHOUSE])
+    table = np.array(
+        [[results[name][task.name] for task in me.DOLLHOUSE] for name in answers]
+    )  # (mistakes, tasks)
+    perfect = np.array(
+        [0.0 if task.lower_is_better else 100.0 for task in me.DOLLHOUSE]
+    )
     lost = (perfect - table) / (perfect - table[-1])
     figure, axis = plt.subplots(figsize=(7.5, 3.4))
-    drawn = axis.imshow(np.clip(lost, 0, 1), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    drawn = axis.imshow(
+        np.clip(lost, 0, 1), cmap="Blues", vmin=0, vmax=1, aspect="auto"
+    )
     for (y, x), value in np.ndenumerate(table):
-        text = f"{value:.2f}" if me.DOLLHOUSE.tasks[x].unit == "m" else f"{value:.0f}"
+        text = (
+            f"{value:.2f}" if me.DOLLHOUSE.tasks[x].unit == "m" else f"{value:.0f}"
+        )
         axis.text(
             x,
             y,
@@ -888,14 +1055,22 @@ def show_chart():
             color="white" if lost[y, x] > 0.5 else "black",
         )
     titles = [
-        task.title.replace("Semantic segmentation", "Semantics").replace("Surface n", "N") for task in me.DOLLHOUSE
+        task.title.replace("Semantic segmentation", "Semantics").replace(
+            "Surface n", "N"
+        )
+        for task in me.DOLLHOUSE
     ]
-    axis.set_xticks(range(6), [f"{title}\n{task.metric}" for title, task in zip(titles, me.DOLLHOUSE)])
+    axis.set_xticks(
+        range(6),
+        [f"{title}\n{task.metric}" for title, task in zip(titles, me.DOLLHOUSE)],
+    )
     axis.set_yticks(range(5), list(answers))
     axis.xaxis.tick_top()
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    figure.colorbar(drawn, ticks=[0, 1], pad=0.02).set_ticklabels(["perfect", "constant"])
+    figure.colorbar(drawn, ticks=[0, 1], pad=0.02).set_ticklabels(
+        ["perfect", "constant"]
+    )
 
 
 # %% mystnb={"figure": {"name": "fig-02-chart", "caption": "How each metric responds to each mistake. Colour: how much of the way from a perfect to a constant answer has been lost. Mean errors of normals and RMSE are lower when better, the others higher."}, "image": {"alt": "A table of five mistakes by six metrics in shades of blue. The shift's row is nearly white under boundaries and dark under human parts and semantics; the noise's row is darkest under human parts and pale under boundaries; the constant's row is dark throughout."}}
@@ -914,7 +1089,9 @@ for task in me.DOLLHOUSE:
     four = ("shift", "blur", "noise", "drop")
     by_score = sorted(four, key=lambda name, task=task: results[name][task.name])
     orders.add(tuple(by_score if task.lower_is_better else by_score[::-1]))
-print(f"{len(me.DOLLHOUSE)} metrics, {len(orders)} different orders of the four mistakes")
+print(
+    f"{len(me.DOLLHOUSE)} metrics, {len(orders)} different orders of the four mistakes"
+)
 
 # %% [markdown]
 # ## One number for a model: Δm
@@ -963,8 +1140,14 @@ for k, task in enumerate(me.NYUD_V2):
     heights = [gains(model, plain)[k] for model in published.values()]
     axis.bar(np.arange(3) + 0.18 * (k - 1.5), heights, 0.16, label=task.title)
 means = [gains(model, plain).mean() for model in published.values()]
-axis.hlines(means, np.arange(3) - 0.4, np.arange(3) + 0.4, "black", label="mean: Δm")
-axis.set(xticks=range(3), xticklabels=list(published), ylabel="gain over the plain model [%]")
+axis.hlines(
+    means, np.arange(3) - 0.4, np.arange(3) + 0.4, "black", label="mean: Δm"
+)
+axis.set(
+    xticks=range(3),
+    xticklabels=list(published),
+    ylabel="gain over the plain model [%]",
+)
 _ = figure.legend(loc="outside right center", fontsize=9)
 
 # %% [markdown]
@@ -993,7 +1176,9 @@ def gain_in_errors(model):
 for name in ("TaskPrompter", "TaskExpert"):
     as_score = gains(published[name], plain).mean()
     as_error = gain_in_errors(published[name]).mean()
-    print(f"{name:13} counted as scores {as_score:+.2f} %, as errors {as_error:+.2f} %")
+    print(
+        f"{name:13} counted as scores {as_score:+.2f} %, as errors {as_error:+.2f} %"
+    )
 
 # %% [markdown]
 # The same published results, two orders: TaskPrompter is ahead in scores, TaskExpert in errors.
@@ -1034,16 +1219,46 @@ print(f"right against left: {me.multitask_gain(right, left, two):+.0f} %")
 # %% tags=["hide-input"]
 ROWS = np.array(
     [  # semseg, parts, saliency, normals, boundaries, Δm: MLoRE's Tables 2–4, then Tables 1–3 and 5 of the supplement
-        *([77.38, 65.15, 85.08, 13.79, 69.87, -3.41], [78.38, 66.21, 85.15, 13.71, 73.53, -1.71]),
-        *([79.25, 67.43, 85.20, 13.70, 74.38, -0.88], [78.84, 68.01, 85.32, 13.69, 74.39, -0.77]),
-        *([79.26, 67.82, 85.30, 13.65, 74.69, -0.58], [78.79, 66.98, 85.35, 13.67, 74.29, -1.07]),
-        *([79.15, 67.40, 85.21, 13.58, 74.34, -0.75], [79.10, 67.76, 85.11, 13.71, 74.51, -0.82]),
-        *([78.86, 67.38, 85.41, 13.65, 74.25, -0.91], [78.80, 66.83, 85.15, 13.57, 73.40, -1.25]),
-        *([79.05, 67.94, 85.07, 13.72, 74.75, -0.74], [78.53, 66.71, 85.27, 13.68, 73.70, -1.41]),
-        *([78.78, 67.01, 85.08, 13.70, 73.98, -1.26], [78.30, 67.43, 85.19, 14.03, 74.52, -1.58]),
-        *([78.73, 67.47, 85.16, 13.76, 74.36, -1.11], [78.95, 67.75, 85.24, 13.63, 74.51, -0.72]),
-        *([79.19, 67.92, 85.13, 13.57, 74.55, -0.53], [78.32, 66.41, 85.14, 13.58, 73.81, -1.40]),
-        *([78.04, 66.05, 85.10, 13.69, 73.60, -1.80], [79.01, 68.03, 85.24, 13.66, 74.38, -0.70]),
+        *(
+            [77.38, 65.15, 85.08, 13.79, 69.87, -3.41],
+            [78.38, 66.21, 85.15, 13.71, 73.53, -1.71],
+        ),
+        *(
+            [79.25, 67.43, 85.20, 13.70, 74.38, -0.88],
+            [78.84, 68.01, 85.32, 13.69, 74.39, -0.77],
+        ),
+        *(
+            [79.26, 67.82, 85.30, 13.65, 74.69, -0.58],
+            [78.79, 66.98, 85.35, 13.67, 74.29, -1.07],
+        ),
+        *(
+            [79.15, 67.40, 85.21, 13.58, 74.34, -0.75],
+            [79.10, 67.76, 85.11, 13.71, 74.51, -0.82],
+        ),
+        *(
+            [78.86, 67.38, 85.41, 13.65, 74.25, -0.91],
+            [78.80, 66.83, 85.15, 13.57, 73.40, -1.25],
+        ),
+        *(
+            [79.05, 67.94, 85.07, 13.72, 74.75, -0.74],
+            [78.53, 66.71, 85.27, 13.68, 73.70, -1.41],
+        ),
+        *(
+            [78.78, 67.01, 85.08, 13.70, 73.98, -1.26],
+            [78.30, 67.43, 85.19, 14.03, 74.52, -1.58],
+        ),
+        *(
+            [78.73, 67.47, 85.16, 13.76, 74.36, -1.11],
+            [78.95, 67.75, 85.24, 13.63, 74.51, -0.72],
+        ),
+        *(
+            [79.19, 67.92, 85.13, 13.57, 74.55, -0.53],
+            [78.32, 66.41, 85.14, 13.58, 73.81, -1.40],
+        ),
+        *(
+            [78.04, 66.05, 85.10, 13.69, 73.60, -1.80],
+            [79.01, 68.03, 85.24, 13.66, 74.38, -0.70],
+        ),
     ]
 )
 
@@ -1054,7 +1269,9 @@ sign = np.array([-1 if task.lower_is_better else 1 for task in me.PASCAL_CONTEXT
 
 def solve(delta):
     """Baselines (5,) from: mean over t of sign · (M / M_b − 1) = Δm / 100."""
-    inverse = np.linalg.lstsq(sign * M / 5, delta / 100 + sign.mean(), rcond=None)[0]
+    inverse = np.linalg.lstsq(sign * M / 5, delta / 100 + sign.mean(), rcond=None)[
+        0
+    ]
     return 1 / inverse
 
 
@@ -1068,9 +1285,15 @@ print("every row reproduced to 0.01:", bool(remaining < 0.01))
 
 # %%
 left_out = {
-    "+ MoE (Table 5 of the supplement)": ([78.56, 66.78, 85.17, 13.58, 73.91], -1.20),
+    "+ MoE (Table 5 of the supplement)": (
+        [78.56, 66.78, 85.17, 13.58, 73.91],
+        -1.20,
+    ),
     "+ MoE (Table 2)": ([78.56, 66.78, 85.18, 13.57, 73.91], -1.20),
-    "k = 3 (Table 4 of the supplement)": ([79.22, 67.84, 85.18, 13.70, 74.25], -0.72),
+    "k = 3 (Table 4 of the supplement)": (
+        [79.22, 67.84, 85.18, 13.70, 74.25],
+        -0.72,
+    ),
 }
 for title, (row, as_printed) in left_out.items():
     expected = (100 * sign * (np.array(row) / baselines - 1)).mean()
@@ -1096,17 +1319,26 @@ for task, least, most in zip(me.PASCAL_CONTEXT, low, high):
 
 # %% tags=["hide-input"]
 def show_baselines():
-    steps = {"plain baseline": 0, "+ low-rank experts": 1, "+ generic path": 2, "+ task experts = MLoRE": 4}
+    steps = {
+        "plain baseline": 0,
+        "+ low-rank experts": 1,
+        "+ generic path": 2,
+        "+ task experts = MLoRE": 4,
+    }
     figure, axis = plt.subplots(figsize=(7.5, 2.9))
     y = np.arange(len(steps))
     rows = list(steps.values())
     over_plain = (100 * sign * (M[rows] / M[0] - 1)).mean(1)
     axis.barh(y - 0.19, delta[rows], 0.36, label="single-task models, as printed")
-    axis.barh(y + 0.19, over_plain, 0.36, label="the paper's plain multi-task baseline")
+    axis.barh(
+        y + 0.19, over_plain, 0.36, label="the paper's plain multi-task baseline"
+    )
     axis.axvline(0, color="black", lw=0.8)
     axis.set(yticks=y, yticklabels=list(steps), xlabel="Δm [%]", xlim=(-4, 4))
     axis.invert_yaxis()
-    figure.legend(title="measured against", loc="outside upper right", ncols=2, fontsize=9)
+    figure.legend(
+        title="measured against", loc="outside upper right", ncols=2, fontsize=9
+    )
 
 
 # %% mystnb={"figure": {"name": "fig-02-baselines", "caption": "The rows of MLoRE's Table 2 on PASCAL-Context, measured against two baselines. Whether multi-task learning pays is decided by which of them is meant."}, "image": {"alt": "Horizontal bars for four models. Measured against single-task models all bars point left, from about minus 3.4 to minus 0.6 percent. Measured against the plain multi-task baseline they start at zero and point right, up to about 3 percent."}}
@@ -1149,15 +1381,35 @@ by_depth = pooled_rmse(brilliant) - image_rmse(brilliant).mean()
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 def points(change):
     rounded = abs(round(float(change)))
-    return "less than a point" if rounded == 0 else f"{rounded} point{'s' * (rounded > 1)}"
+    return (
+        "less than a point"
+        if rounded == 0
+        else f"{rounded} point{'s' * (rounded > 1)}"
+    )
 
 
 TRAPS = [
-    ("mIoU averaged over images instead of pooled", "some libraries", points(difference)),
-    ("a band of 255 around objects", "PASCAL VOC's labels", points(semseg_band - semseg_pooled)),
-    ("a sigmoid on the saliency probability", "InvPT, TaskPrompter, MLoRE", f"up to {points(trap)}"),
+    (
+        "mIoU averaged over images instead of pooled",
+        "some libraries",
+        points(difference),
+    ),
+    (
+        "a band of 255 around objects",
+        "PASCAL VOC's labels",
+        points(semseg_band - semseg_pooled),
+    ),
+    (
+        "a sigmoid on the saliency probability",
+        "InvPT, TaskPrompter, MLoRE",
+        f"up to {points(trap)}",
+    ),
     ("β² = 1 and means over images in maxF", "ASTMT", points(curve.max() - astmt)),
-    ("RMSE averaged over images", "ASTMT", f"{by_depth:.1f} m; two models change places"),
+    (
+        "RMSE averaged over images",
+        "ASTMT",
+        f"{by_depth:.1f} m; two models change places",
+    ),
     (
         "boundary tolerance 0.011 instead of 0.0075",
         "NYUD-v2, PASCAL-Context",
@@ -1165,7 +1417,11 @@ TRAPS = [
     ),
     ("true boundaries outlined once more", "NYUD-v2", points(as_regions)),
     ("odsF on 2,498 of 5,105 images", "PASCAL-Context", "not measured here"),
-    ("the best checkpoint, chosen on the evaluation split", "anywhere", "not measured here"),
+    (
+        "the best checkpoint, chosen on the evaluation split",
+        "anywhere",
+        "not measured here",
+    ),
     ("Δm without its baseline", "most tables", "the sign"),
 ]
 rows = "\n".join(f"| {' | '.join(row)} |" for row in TRAPS)
@@ -1268,7 +1524,9 @@ _ = ch02.check_angle(angle)
 def angle(p, g):
     length = np.linalg.norm
     p, g = (v / length(v, axis=-1, keepdims=True) for v in (p, g))
-    return np.degrees(2 * np.arctan2(length(p - g, axis=-1), length(p + g, axis=-1)))
+    return np.degrees(
+        2 * np.arctan2(length(p - g, axis=-1), length(p + g, axis=-1))
+    )
 
 
 _ = ch02.check_angle(angle)
@@ -1338,8 +1596,14 @@ def log_gain(results, baseline, lower_is_better):
 ch02.check_log_gain(log_gain)
 lower = [task.lower_is_better for task in me.DOLLHOUSE]
 lists = {name: list(result.values()) for name, result in results.items()}
-of_a, of_b = ([log_gain(lists[m], base, lower) for base in lists.values()] for m in ("noise", "shift"))
-print("A minus B is the same for every baseline:", bool(np.ptp(np.subtract(of_a, of_b)) < 1e-9))
+of_a, of_b = (
+    [log_gain(lists[m], base, lower) for base in lists.values()]
+    for m in ("noise", "shift")
+)
+print(
+    "A minus B is the same for every baseline:",
+    bool(np.ptp(np.subtract(of_a, of_b)) < 1e-9),
+)
 
 # %% [markdown]
 # ```{solution-end}
