@@ -27,6 +27,7 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
+# %%
 import mlore_edu as me
 from mlore_edu import plots
 from mlore_edu.data.dollhouse_files import VALIDATION_SEEDS, DollhouseScenes
@@ -34,13 +35,13 @@ from mlore_edu.data.loaders import make_loader
 from mlore_edu.data.transforms import denormalise, eval_transform, train_transform
 
 plots.use_style()
+# %%
 tasks = me.DOLLHOUSE
 validation = DollhouseScenes(
     48, 64, "easy", VALIDATION_SEEDS, transform=eval_transform(64)
 )
-everything = next(
-    iter(make_loader(validation, len(validation), train=False))
-)  # all 48 scenes as one batch
+loader = make_loader(validation, len(validation), train=False)
+everything = next(iter(loader))  # all 48 scenes as one batch
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-flow", "caption": "The way of one image through the network of this chapter. The backbone runs once; from the decoder on, every task has a path of its own. Shapes are channels × height × width."}, "image": {"alt": "A flow diagram from left to right: a photograph of a room, four stacked feature maps from the backbone, six squares for the features of the six tasks, and six pictures of the labels they should become."}}
 from mlore_edu.pictures import to_rgb
@@ -133,20 +134,23 @@ model = me.build_model("baseline_vit_nano", tasks, img_size=(64, 64)).eval()
 backbone = model.backbone
 images = everything["image"][:4]  # (4, 3, 64, 64)
 
+# %%
 fine = backbone.stem(images)  # (4, 32, 32, 32)
-tokens = (
-    backbone.patch_embed(fine).flatten(2).transpose(1, 2)
-)  # (4, 64, 96): 64 tokens of 96 numbers
+patches = backbone.patch_embed(fine)  # (4, 96, 8, 8)
+tokens = patches.flatten(2).transpose(1, 2)  # (4, 64, 96): a row per patch
 tokens = tokens + backbone.pos_embed  # (4, 64, 96)
+
+
+# %%
+def as_map(tokens):
+    return tokens.transpose(1, 2).unflatten(2, (8, 8))  # (4, 96, 8, 8)
+
+
 ours = [fine]
 for block in backbone.blocks:
     tokens = block(tokens)  # (4, 64, 96)
-    ours.append(
-        tokens.transpose(1, 2).unflatten(2, (8, 8))
-    )  # (4, 96, 8, 8): the rows are pixels of a map again
-ours[-1] = (
-    backbone.norm(tokens).transpose(1, 2).unflatten(2, (8, 8))
-)  # (4, 96, 8, 8)
+    ours.append(as_map(tokens))
+ours[-1] = as_map(backbone.norm(tokens))  # (4, 96, 8, 8)
 
 # %% [markdown]
 # These few lines are the whole forward pass of `mlore_edu/backbones.py: NanoViT`:
@@ -169,14 +173,12 @@ def to_three_colours(feature_map):  # (C, h, w)
     vectors = vectors - vectors.mean(dim=0)
     directions = torch.linalg.svd(vectors, full_matrices=False).Vh[:3]  # (3, C)
     colours = vectors @ directions.T  # (h·w, 3)
-    low, high = colours.quantile(0.02, dim=0), colours.quantile(0.98, dim=0)
-    return (
-        ((colours - low) / (high - low))
-        .clamp(0, 1)
-        .reshape(*feature_map.shape[1:], 3)
-    )  # (h, w, 3)
+    low, high = colours.quantile(torch.tensor([0.02, 0.98]), dim=0)  # (3,) each
+    colours = ((colours - low) / (high - low)).clamp(0, 1)
+    return colours.reshape(*feature_map.shape[1:], 3)  # (h, w, 3)
 
 
+# %%
 def show_maps(image, maps, axes, row_title):
     pictures = [
         to_rgb("image", denormalise(image)),
@@ -211,24 +213,18 @@ def run_blocks(tokens):
     return tokens
 
 
+# %%
+tokens = patches.flatten(2).transpose(1, 2)  # (4, 64, 96)
 shuffle = torch.randperm(64)
-without_position = (
-    backbone.patch_embed(fine).flatten(2).transpose(1, 2)
-)  # (4, 64, 96)
-with_position = without_position + backbone.pos_embed  # (4, 64, 96)
+expected = run_blocks(tokens)[:, shuffle]
 torch.testing.assert_close(
-    run_blocks(without_position[:, shuffle]),
-    run_blocks(without_position)[:, shuffle],
-    atol=1e-4,
-    rtol=1e-4,
+    run_blocks(tokens[:, shuffle]), expected, atol=1e-4, rtol=1e-4
 )
-shuffled_first = without_position[:, shuffle] + backbone.pos_embed
-print(
-    "position changes the result:",
-    not torch.allclose(
-        run_blocks(shuffled_first), run_blocks(with_position)[:, shuffle]
-    ),
-)
+
+# %%
+expected = run_blocks(tokens + backbone.pos_embed)[:, shuffle]
+shuffled = run_blocks(tokens[:, shuffle] + backbone.pos_embed)
+print("position makes a difference:", not torch.allclose(shuffled, expected))
 
 # %% [markdown]
 # The **position embedding**, one learned vector for each place in the grid, is what tells the
@@ -246,17 +242,11 @@ print(
 # %%
 from mlore_edu.backbones import build_backbone
 
-for name, size in (
-    ("vit_base", (512, 512)),
-    ("swin_base", (512, 512)),
-    ("hrnet18", (448, 576)),
-):
+sizes = {"vit_base": (512, 512), "swin_base": (512, 512), "hrnet18": (448, 576)}
+for name, size in sizes.items():
     with torch.device("meta"):
-        shapes = [
-            tuple(m.shape[1:])
-            for m in build_backbone(name, size)(torch.empty(1, 3, *size))
-        ]
-    print(f"{name:10}", *shapes)
+        large = build_backbone(name, size)(torch.empty(1, 3, *size))
+    print(f"{name:10}", *(tuple(feature_map.shape[1:]) for feature_map in large))
 
 # %% [markdown]
 # ## From four maps to one feature per task
@@ -286,19 +276,13 @@ def feature_of(t, maps):
     rows = slice(t * C, (t + 1) * C)
     total = 0
     for X, projection in zip(maps, decoder.projections, strict=True):
-        W, b = (
-            projection.weight[rows, :, 0, 0],
-            projection.bias[rows],
-        )  # (C, C_l), (C,)
-        projected = (
-            torch.einsum("oc,bchw->bohw", W, X) + b[:, None, None]
-        )  # (B, C, h, w)
-        total = total + F.interpolate(
-            projected, size=(32, 32), mode="bilinear"
-        )  # (B, C, 32, 32)
-    return total
+        W, b = projection.weight[rows, :, 0, 0], projection.bias[rows]
+        Y = torch.einsum("oc,bchw->bohw", W, X) + b[:, None, None]  # (B, C, h, w)
+        total = total + F.interpolate(Y, size=(32, 32), mode="bilinear")
+    return total  # (B, C, 32, 32)
 
 
+# %%
 features = {task.name: feature_of(t, maps) for t, task in enumerate(tasks)}
 for name, feature in decoder(maps).features.items():
     torch.testing.assert_close(features[name], feature)
@@ -311,21 +295,19 @@ print("six features of shape", tuple(features["depth"].shape))
 
 
 # %%
+def up(maps, size):
+    return F.interpolate(maps, size=size, mode="bilinear")  # (B, channels, *size)
+
+
 def predict(head, feature):
-    feature = F.interpolate(
-        feature, size=head.size, mode="bilinear"
-    )  # (B, C, 32, 32)
-    hidden = F.gelu(
-        head.norm(F.conv2d(feature, head.mix.weight, head.mix.bias, padding=1))
-    )  # (B, C, 32, 32)
-    logits = F.conv2d(
-        hidden, head.predict.weight, head.predict.bias
-    )  # (B, channels, 32, 32)
-    return F.interpolate(
-        logits, size=(64, 64), mode="bilinear"
-    )  # (B, channels, 64, 64)
+    x = up(feature, head.size)  # (B, C, 32, 32)
+    x = F.conv2d(x, head.mix.weight, head.mix.bias, padding=1)  # (B, C, 32, 32)
+    x = F.gelu(head.norm(x))
+    x = F.conv2d(x, head.predict.weight, head.predict.bias)  # (B, channels, 32, 32)
+    return up(x, (64, 64))  # (B, channels, 64, 64)
 
 
+# %%
 output = model(images)
 for name, head in model.heads.items():
     torch.testing.assert_close(
@@ -349,15 +331,13 @@ print(
 T, width, C_paper = len(me.PASCAL_CONTEXT), 768, 640
 outputs = sum(task.channels for task in me.PASCAL_CONTEXT)  # 21 + 7 + 2 + 3 + 1
 decoder_parameters = 4 * (width + 1) * T * C_paper
-head_parameters = T * (9 * C_paper**2 + C_paper + 2 * C_paper) + outputs * (
-    C_paper + 1
-)
+head = 9 * C_paper**2 + C_paper + 2 * C_paper  # conv 3×3 and BatchNorm
+head_parameters = T * head + outputs * (C_paper + 1)
 
+# %%
 with torch.device("meta"):
-    cost = me.count(
-        me.build_model("baseline_vit_base", me.PASCAL_CONTEXT, (512, 512)),
-        (512, 512),
-    )
+    paper_model = me.build_model("baseline_vit_base", me.PASCAL_CONTEXT, (512, 512))
+cost = me.count(paper_model, (512, 512))
 assert cost.by_module["decoder"].parameters == decoder_parameters
 assert cost.by_module["heads"].parameters == head_parameters
 print(cost.format())
@@ -410,18 +390,15 @@ _ = figure.legend(loc="outside upper center", ncols=3)
 # And sharing? Five networks for one task each would hold the backbone five times:
 
 # %%
+names = me.PASCAL_CONTEXT.names
+single_sets = [me.PASCAL_CONTEXT.subset(name) for name in names]
 with torch.device("meta"):
-    alone = [
-        me.build_model("baseline_vit_base", me.PASCAL_CONTEXT.subset(name))
-        for name in me.PASCAL_CONTEXT.names
-    ]
+    alone = [me.build_model("baseline_vit_base", one) for one in single_sets]
 costs = [me.count(network, (512, 512)) for network in alone]
 print(
-    f"parameters: {sum(c.parameters for c in costs) / cost.parameters:.1f} times those of the shared network"
+    f"{sum(c.parameters for c in costs) / cost.parameters:.1f} times the parameters"
 )
-print(
-    f"operations: {sum(c.macs for c in costs) / cost.macs:.1f} times those of the shared network"
-)
+print(f"{sum(c.macs for c in costs) / cost.macs:.1f} times the operations")
 
 # %% [markdown]
 # ## Six losses
@@ -454,9 +431,8 @@ from mlore_edu import losses
 
 
 def class_cost(logits, target):  # (B, K, H, W), (B, H, W)
-    true_class = target.where(target != 255, 0)[
-        :, None
-    ]  # (B, 1, H, W); any class will do where none is known
+    # where the class is not known, any will do: the pixel does not count
+    true_class = target.where(target != 255, 0)[:, None]  # (B, 1, H, W)
     return logits.logsumexp(dim=1) - logits.gather(1, true_class)[:, 0]  # (B, H, W)
 
 
@@ -500,8 +476,9 @@ torch.testing.assert_close(
 # %%
 w = 0.8
 z, y = raw["edge"], targets["edge"]  # (B, 1, H, W) each
-per_pixel = -(
-    w * y * F.logsigmoid(z) + (1 - w) * (1 - y) * F.logsigmoid(-z)
+per_pixel = -w * y * F.logsigmoid(z)
+per_pixel = per_pixel - (1 - w) * (1 - y) * F.logsigmoid(
+    -z
 )  # log(1 − σ(z)) = log σ(−z)
 torch.testing.assert_close(
     mean_over(y != 255, per_pixel), losses.weighted_bce(z, y, w)
@@ -526,6 +503,7 @@ torch.testing.assert_close(
     mean_over(n.norm(dim=1) > 0, per_pixel), losses.normals_l1(p, n)
 )
 
+# %%
 d = targets["depth"]  # (B, 1, H, W)
 torch.testing.assert_close(
     mean_over(d > 0, (raw["depth"] - d).abs()), losses.depth_l1(raw["depth"], d)
@@ -555,41 +533,39 @@ torch.testing.assert_close(
 # looks like. A quick experiment agrees:
 
 # %%
-directions = F.normalize(
-    torch.randn(3, 200_000), dim=0
-)  # (3, samples): random points on the sphere
+directions = F.normalize(torch.randn(3, 200_000), dim=0)  # (3, samples)
 for normal in ((0, 0, 1), (0.6, 0.8, 0), (2 / 3, 2 / 3, 1 / 3)):
     mean = (directions - torch.tensor(normal)[:, None]).abs().sum(dim=0).mean()
     assert abs(mean - 2) < 0.01
 
 # %%
+batch = {name: values[:16] for name, values in everything.items()}  # 16 scenes do
 share = {
-    name: everything[name].eq(1).double().mean().item()
-    for name in ("saliency", "edge")
+    name: (batch[name] == 1).double().mean().item() for name in ("saliency", "edge")
 }
 theory = {
     "semseg": math.log(15),
     "human_parts": math.log(7),
     "saliency": 2 * share["saliency"] * (1 - share["saliency"]) * math.log(2),
     "normals": 2.0,
-    "depth": everything["depth"].mean().item(),
+    "depth": batch["depth"].mean().item(),
     "edge": (w * share["edge"] + (1 - w) * (1 - share["edge"])) * math.log(2),
 }
+# %%
 criterion = me.MultiTaskLoss(tasks, edge_positive_weight=w)
 first_losses = []
 for seed in range(5):
     torch.manual_seed(seed)
     untrained = me.build_model("baseline_vit_nano", tasks, img_size=(64, 64))
     with torch.no_grad():
-        first_losses.append(
-            criterion(untrained(everything["image"]).predictions, everything)[1]
-        )
+        _, by_task = criterion(untrained(batch["image"]).predictions, batch)
+    first_losses.append(by_task)
+
+# %%
 for name, expected in theory.items():
     measured = [by_task[name].item() / expected for by_task in first_losses]
     near = all(2 / 3 < ratio < 3 / 2 for ratio in measured)
-    print(
-        f"{name:12} theory {expected:.2f}; five untrained networks are near it: {near}"
-    )
+    print(f"{name:12} theory {expected:.2f}; five networks are near it: {near}")
 
 # %% tags=["hide-input"]
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -641,7 +617,8 @@ def gradient_lengths(network, batch):
     }
 
 
-before = gradient_lengths(untrained, everything)
+# %%
+before = gradient_lengths(untrained, batch)
 
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-gradients", "caption": "Length of the gradient that each task sends into the shared backbone of an untrained network, as it is and times the field's weight."}, "image": {"alt": "A dot and a square on a logarithmic axis for each of six tasks. Without weights the gradient of the boundaries is the shortest and that of the normals the longest, tens of times longer; with weights the normals lead still and the boundaries come close behind."}}
@@ -695,14 +672,14 @@ training = DollhouseScenes(
 )
 
 
+# %%
 def train(model, tasks, steps, learning_rate=4e-3):
     criterion = me.MultiTaskLoss(tasks, edge_positive_weight=0.8)
-    optimizer = torch.optim.Adam(
-        model.parameters(), learning_rate, weight_decay=1e-6
-    )
+    weights = model.parameters()
+    optimizer = torch.optim.Adam(weights, learning_rate, weight_decay=1e-6)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
     curves = []
-    model.train()
+    model.train().to(memory_format=torch.channels_last)  # faster convolutions
     for batch in itertools.islice(make_loader(training, 8, train=True), steps):
         total, by_task = criterion(model(batch["image"]).predictions, batch)
         optimizer.zero_grad()
@@ -717,7 +694,7 @@ def train(model, tasks, steps, learning_rate=4e-3):
 # %%
 torch.manual_seed(0)
 model = me.build_model("baseline_vit_nano", tasks, img_size=(64, 64))
-curves = train(model, tasks, steps=200)
+curves = train(model, tasks, steps=180)
 
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-curves", "caption": "The six losses while one network learns all six tasks: each batch (pale) and the mean of the last ten (dark)."}, "image": {"alt": "Six small line charts on logarithmic axes, one per task. Every loss falls steeply within the first fifty steps and then more slowly until the end."}}
@@ -753,6 +730,7 @@ with torch.no_grad():
     answers = decode(model(everything["image"]).predictions, tasks)
 
 
+# %%
 def rows_of(index):
     image = {"image": denormalise(everything["image"][index])}
     return [
@@ -794,12 +772,12 @@ constants = {
 # %%
 def score(task, prediction):
     meter = make_meters(tasks.subset(task.name))[task.name]
-    meter.update(
-        prediction.expand_as(answers[task.name]).contiguous(), truth[task.name]
-    )
+    prediction = prediction.expand_as(answers[task.name]).contiguous()
+    meter.update(prediction, truth[task.name])
     return meter.compute()
 
 
+# %%
 def best_constant(task):
     scores = [
         score(task, value.reshape(-1, 1, 1)) for value in constants[task.name]
@@ -815,9 +793,8 @@ def best_constant(task):
 # %%
 unflipped = training.using(transform=eval_transform(64))
 labels = next(iter(make_loader(unflipped, len(training), train=False)))
-blind = {
-    name: labels[name].float().mean(dim=0) for name in tasks.names
-}  # no batch: one picture for all images
+# no batch dimension: one picture for all images
+blind = {name: labels[name].float().mean(dim=0) for name in tasks.names}
 blind["edge"] = blind["edge"][0]  # (64, 64)
 blind["normals"] = F.normalize(blind["normals"], dim=0)  # (3, 64, 64)
 for name in ("semseg", "human_parts"):
@@ -829,29 +806,14 @@ scores = {
     "blind": {task.name: score(task, blind[task.name]) for task in tasks},
     "ours": {task.name: score(task, answers[task.name]) for task in tasks},
 }
-factors = {
-    "semseg": 1.8,
-    "human_parts": 2.5,
-    "saliency": 2.5,
-    "normals": 1.6,
-    "depth": 1.4,
-    "edge": 1.4,
-}
+# %%
+factors = dict(zip(tasks.names, (1.8, 2.5, 2.5, 1.6, 1.4, 1.4)))
 for task in tasks:
-    ours, rivals = (
-        scores["ours"][task.name],
-        [scores[rival][task.name] for rival in ("const.", "blind")],
-    )
-    factor = factors[task.name]
-    ahead = (
-        factor * ours < min(rivals)
-        if task.lower_is_better
-        else ours > factor * max(rivals)
-    )
-    assert ahead, (task.name, ours, rivals)
-    print(
-        f"{task.title:22} {task.metric:5} {factor:3} times better than both rivals: {ahead}"
-    )
+    *rivals, ours = (values[task.name] for values in scores.values())
+    best = min(rivals) if task.lower_is_better else max(rivals)
+    ratio = best / ours if task.lower_is_better else ours / best
+    assert ratio > factors[task.name], (task.name, ratio)
+    print(f"{task.title:22} {factors[task.name]} times better than both: True")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-constant", "caption": "The trained network, the best constant and the blind predictor on 48 validation scenes. An arrow up means that higher is better."}, "image": {"alt": "Six small bar charts with three bars each. The trained network's bar is clearly the best one in all six: higher for segmentation, parts, saliency and boundaries, lower for normals and depth. The blind predictor is second."}}
 figure, axes = plt.subplots(1, 6, figsize=(7.5, 2.3))
@@ -894,7 +856,7 @@ for axis, title in zip(
 # The same measurement as in {numref}`fig-03-gradients`, after training:
 
 # %% mystnb={"figure": {"name": "fig-03-gradients-after", "caption": "Length of each task's gradient in the shared backbone after training; axes as before."}, "image": {"alt": "Dots and squares for six tasks as before. The normals lie far lower than they did in the earlier figure; with weights the boundaries are now the largest."}}
-after = gradient_lengths(model, everything)
+after = gradient_lengths(model, batch)
 show_gradients(after)
 print(
     "the normals' gradient is less than a third of what it was:",
@@ -947,7 +909,7 @@ _ = ipywidgets.interact(
 people = (truth["human_parts"] > 0) & (truth["human_parts"] != 255)  # (48, 64, 64)
 largest = (
     people.sum(dim=(1, 2)).argmax().item()
-)  # the scene in which a person covers most pixels
+)  # where a person covers most pixels
 compare(largest, "human_parts")
 
 # %% [markdown]
@@ -961,12 +923,11 @@ compare(largest, "human_parts")
 torch.manual_seed(0)
 depth_only = tasks.subset("depth")
 specialist = me.build_model("baseline_vit_nano", depth_only, img_size=(64, 64))
-specialist_curves = train(specialist, depth_only, steps=200)
+specialist_curves = train(specialist, depth_only, steps=180)
 specialist.eval()
 with torch.no_grad():
-    specialist_answer = decode(
-        specialist(everything["image"]).predictions, depth_only
-    )["depth"]
+    raw = specialist(everything["image"]).predictions
+    specialist_answer = decode(raw, depth_only)["depth"]  # (48, 1, 64, 64)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-specialist", "caption": "Depth learned with five other tasks and alone: the losses of training, and one validation scene."}, "image": {"alt": "At the left two curves of the depth loss, of the shared and of the single-task network, which fall to a similar level. At the right the true depth of a scene and the two predictions, which look alike."}}
 figure = plt.figure(figsize=(7.5, 2.4))
@@ -1000,78 +961,103 @@ record = json.loads(Path("../results/chapter03.json").read_text())
 print(record["data_command"])
 print(record["runs"][0]["command"])
 print(record["runs"][1]["command"])
-print(
-    len(record["runs"]),
-    "runs, seeds",
-    sorted({run["seed"] for run in record["runs"]}),
-)
+print(len(record["runs"]), "runs with the seeds", record["seeds"])
 
 # %%
-seeds = sorted({run["seed"] for run in record["runs"]})
 shared, single = {}, {}
 for run in record["runs"]:
-    (single if len(run["metrics"]) == 1 else shared).setdefault(
-        run["seed"], {}
-    ).update(run["metrics"])
-print("metric      ", "shared, three seeds".ljust(22), "single-task, three seeds")
-for task in tasks:
-    columns = [
-        "  ".join(f"{source[seed][task.name]:5.2f}" for seed in seeds)
-        for source in (shared, single)
-    ]
-    print(f"{task.name:12}", columns[0].ljust(22), columns[1])
-
-# %% [markdown]
-# The multi-task gain Δm of [chapter 2](02_measuring.ipynb) condenses this into one number: the mean relative improvement
-# over single-task networks, here over their mean of three seeds. To know how much of it is noise we compute the same
-# number for something that has no gain by construction: each of the three sets of single-task networks against the mean of
-# the three.
+    source = single if len(run["tasks"]) == 1 else shared
+    source.setdefault(run["seed"], {}).update(run["metrics"])
 
 # %%
-mean_single = {
-    name: sum(single[seed][name] for seed in seeds) / len(seeds)
-    for name in tasks.names
-}
-gain = [me.multitask_gain(shared[seed], mean_single, tasks) for seed in seeds]
-noise = [me.multitask_gain(single[seed], mean_single, tasks) for seed in seeds]
-print(
-    "Δm of the shared network:       ",
-    "  ".join(f"{value:+.1f} %" for value in gain),
-)
-print(
-    "Δm of single-task sets (noise): ",
-    "  ".join(f"{value:+.1f} %" for value in noise),
-)
+print("             shared network          single-task networks")
+for task in tasks:
+    values = [
+        f"{runs[seed][task.name]:5.2f}"
+        for runs in (shared, single)
+        for seed in runs
+    ]
+    print(f"{task.name:12}", *values[:3], "    ", *values[3:])
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-gain", "caption": "Recorded runs: every dot is one seed. Per task, how much better (positive) than the mean of the single-task networks; at the right Δm, the mean over tasks."}, "image": {"alt": "A chart of relative gains in percent for six tasks and their mean. Blue dots for the shared network and orange dots for single-task networks, three each, around a horizontal line at zero."}}
+# %% [markdown]
+# The multi-task gain Δm of [chapter 2](02_measuring.ipynb) condenses this into one number, the mean relative improvement
+# over the single-task networks. Which ones, when there are three of each? We take all nine pairs. To know how much of
+# what we see is noise, we compute the same number where there is nothing to gain: for each set of single-task networks
+# over another set, which differs in its seed alone.
+
+
+# %%
+def gains(chosen):
+    over_single = [
+        me.multitask_gain(shared[a], single[b], chosen)
+        for a in shared
+        for b in single
+    ]
+    of_nothing = [
+        me.multitask_gain(single[a], single[b], chosen)
+        for a in single
+        for b in single
+        if a != b
+    ]
+    return over_single, of_nothing
+
+
+for name, values in zip(("Δm of sharing", "Δm of nothing"), gains(tasks)):
+    mean = sum(values) / len(values)
+    print(
+        f"{name}: mean {mean:+.1f} %, from {min(values):+.1f} to {max(values):+.1f} %"
+    )
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-gain", "caption": "Relative gain for each task, and Δm, the mean over tasks. A blue dot compares a shared network with a single-task one, an orange dot two single-task networks that differ in their seed; the bars are the means."}, "image": {"alt": "Dots in percent for six tasks and their mean around a line at zero. Sharing is near twenty percent better for depth and a few percent better for normals, about level for saliency and boundaries, and some percent worse for segmentation and human parts. At the right, its mean lies a few percent above zero; orange dots of equal networks spread around zero everywhere."}}
 figure, axis = plt.subplots(figsize=(7.5, 3.0))
-columns = [*tasks, None]
-for offset, source, label, colour in (
-    (-0.12, shared, "shared network", 0),
-    (0.12, single, "single-task networks", 1),
-):
-    for x, task in enumerate(columns):
-        chosen = tasks if task is None else tasks.subset(task.name)
-        values = [
-            me.multitask_gain(source[seed], mean_single, chosen) for seed in seeds
-        ]
+for x, chosen in enumerate([*(tasks.subset(name) for name in tasks.names), tasks]):
+    for side, values, label in zip(
+        (-0.12, 0.12), gains(chosen), ("sharing", "nothing, but the seed")
+    ):
+        colour = plots.OKABE_ITO[0 if side < 0 else 1]
         axis.plot(
-            [x + offset] * len(seeds),
+            [x + side] * len(values),
             values,
             "o",
-            color=plots.OKABE_ITO[colour],
+            ms=4,
+            alpha=0.7,
+            color=colour,
             label=label if x == 0 else None,
+        )
+        axis.plot(
+            (x + side - 0.08, x + side + 0.08),
+            [sum(values) / len(values)] * 2,
+            color=colour,
+            lw=2.5,
         )
 axis.axhline(0, color="0.6", lw=1)
 axis.axvline(5.5, color="0.6", lw=1, ls=":")
-axis.set(ylabel="gain over single-task mean (%)", xticks=range(7))
+axis.set(ylabel="gain (%)", xticks=range(7))
 axis.set_xticklabels([*(task.title.replace(" ", "\n") for task in tasks), "Δm"])
 _ = figure.legend(loc="outside upper center", ncols=2)
 
 # %% [markdown]
-# RESULT_PROSE
+# Read {numref}`fig-03-gain` from right to left. By Δm the shared network wins, and by more than the noise: no pair of
+# single-task runs comes as high as the lowest pair with a shared one. But Δm is a mean, and the tasks tell different stories.
+# Depth gains a great deal, normals a little. Segmentation and human parts, the tasks with the finest distinctions, lose.
+# Leave out depth, and the sign turns:
+
+# %%
+without_depth = tasks.subset(*(name for name in tasks.names if name != "depth"))
+over_single, of_nothing = gains(without_depth)
+print(f"Δm without depth: mean {sum(over_single) / len(over_single):+.1f} %")
+assert min(gains(tasks)[0]) > max(gains(tasks)[1])  # beyond the noise with depth
+assert sum(over_single) < 0
 
 # %% [markdown]
+# So what does sharing cost? In this small experiment it costs the class tasks some percent and pays in geometry, while one
+# backbone does the work of six. Three seeds, one data set, and a learning rate chosen for the shared network do not make
+# a law; with a rate of its own the depth network might catch up. What carries over is the way to ask: every task by itself,
+# several seeds, and the noise beside the gain.
+#
+# On PASCAL-Context, MLoRE's table gives the same baseline a Δm of −3.41 % {cite}`yang2024mlore`: there, sharing costs more
+# than it pays. To make it pay is what the decoders of this book are for.
+#
 # ## Exercises
 #
 # ```{exercise} Before learning
@@ -1170,12 +1156,10 @@ class Head(torch.nn.Module):
         self.predict = torch.nn.Conv2d(in_channels, channels, 1)
 
     def forward(self, features):
-        features = F.interpolate(
+        x = F.interpolate(
             features, size=self.size, mode="bilinear"
         )  # (B, C, *size)
-        return self.predict(
-            F.gelu(self.norm(self.mix(features)))
-        )  # (B, channels, *size)
+        return self.predict(F.gelu(self.norm(self.mix(x))))  # (B, channels, *size)
 
 
 _ = ch03.check_head(Head)

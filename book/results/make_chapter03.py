@@ -17,14 +17,20 @@ from pathlib import Path
 
 import mlore_edu as me
 from mlore_edu.cli import main as mlore_edu
-from mlore_edu.training.run_folder import read_log, versions
+from mlore_edu.training.run_folder import read_log
 
 ROOT = Path(__file__).parents[2]
 RUNS = Path("runs/chapter03")
 DATA = "dollhouse --root data/dollhouse_easy --size 64 --difficulty easy --train 400 --val 100"
-TRAIN = "train dollhouse_baseline_nano_easy --iterations 300 --workers 0 --pictures 0"
+TRAIN = (
+    "train dollhouse_baseline_nano_easy --iterations 300 --workers 0 --pictures 0"
+)
 SEEDS = (0, 1, 2)
-CHOICES = [(seed, tasks) for seed in SEEDS for tasks in ((), *((name,) for name in me.DOLLHOUSE.names))]
+CHOICES = [
+    (seed, tasks)
+    for seed in SEEDS
+    for tasks in ((), *((name,) for name in me.DOLLHOUSE.names))
+]
 
 
 def run(choice: tuple[int, tuple[str, ...]]) -> dict:
@@ -37,15 +43,24 @@ def run(choice: tuple[int, tuple[str, ...]]) -> dict:
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         code = mlore_edu(shlex.split(command))
     if code:
-        raise RuntimeError(f"mlore-edu {command} ended with code {code}: {said.getvalue()[-500:]}")
+        raise RuntimeError(
+            f"mlore-edu {command} ended with code {code}: {said.getvalue()[-500:]}"
+        )
     steps = [entry for entry in read_log(folder / "log.jsonl") if "losses" in entry]
-    losses = {name: [float(f"{step['losses'][name]:.4g}") for step in steps] for name in steps[0]["losses"]}
+    losses = {
+        name: [float(f"{step['losses'][name]:.4g}") for step in steps]
+        for name in steps[0]["losses"]
+    }
     return {
         "command": f"mlore-edu {command}",
+        "commit": json.loads((folder / "versions.json").read_text())["commit"],
         "seed": seed,
         "tasks": list(tasks) or list(me.DOLLHOUSE.names),
         "metrics": json.loads((folder / "metrics.json").read_text())["metrics"],
-        "curve": {"iteration": [step["iteration"] for step in steps], "losses": losses},
+        "curve": {
+            "iteration": [step["iteration"] for step in steps],
+            "losses": losses,
+        },
     }
 
 
@@ -55,21 +70,35 @@ def main() -> None:
     if mlore_edu(shlex.split(DATA)):
         raise SystemExit(2)
     runs = []
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        2, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
         for finished in pool.map(run, CHOICES):
             runs.append(finished)
-            print(f"{len(runs)} of {len(CHOICES)}: {finished['command']}", flush=True)
-    made_with = versions()
+            print(
+                f"{len(runs)} of {len(CHOICES)}: {finished['command']}", flush=True
+            )
+    made_with = json.loads((RUNS / "all_0" / "versions.json").read_text())
     record = {
         "command": "python book/results/make_chapter03.py",
         "commit": made_with["commit"],
-        "hardware": {"processor": made_with["processor"], "cores": made_with["cores"], "threads": 1},
-        "versions": {"mlore_edu": me.__version__, "python": made_with["python"], **made_with["packages"]},
+        "hardware": {
+            "processor": made_with["processor"],
+            "cores": made_with["cores"],
+            "threads": 1,
+        },
+        "versions": {
+            "mlore_edu": me.__version__,
+            "python": made_with["python"],
+            **made_with["packages"],
+        },
         "seeds": list(SEEDS),
         "data_command": f"mlore-edu {DATA}",
         "runs": runs,
     }
-    (Path(__file__).parent / "chapter03.json").write_text(json.dumps(record, indent=1) + "\n")
+    (Path(__file__).parent / "chapter03.json").write_text(
+        json.dumps(record, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":
