@@ -24,7 +24,7 @@ from mlore_edu.tasks import TASK_SETS, TaskSet
 Option = int | float | bool | str
 
 FREE_FIELDS = frozenset(
-    {"root", "hardware", "workers", "log_interval", "eval_interval", "checkpoint_interval", "tensorboard"}
+    {"root", "hardware", "difficulty", "workers", "log_interval", "eval_interval", "checkpoint_interval", "tensorboard"}
 )
 """Fields that may change when a run goes on, because they do not change what it learns."""
 
@@ -50,6 +50,8 @@ class Recipe:
     """Data set; it decides which tasks there are."""
     root: str = "data/dollhouse"
     """Folder of the data set."""
+    difficulty: Literal["easy", "medium", "full"] = "medium"
+    """How hard Dollhouse is to be rendered, should it not be there yet."""
     tasks: tuple[str, ...] = ()
     """Tasks to learn; none named means all of the data set. One name gives a single-task baseline."""
     img_size: tuple[int, int] = (128, 128)
@@ -158,6 +160,13 @@ class Recipe:
         """Learning rate of a step (0 is the first): ``lr * (1 - iteration / iterations) ** poly_power``."""
         return float(self.lr * (1 - iteration / self.iterations) ** self.poly_power)
 
+    @property
+    def data_command(self) -> str:
+        """The command that renders the Dollhouse this recipe is made for."""
+        height, width = self.img_size
+        size = f"{height}" if height == width else f"{height} {width}"
+        return f"mlore-edu dollhouse --root {self.root} --size {size} --difficulty {self.difficulty}"
+
     def to_json(self) -> str:
         """The recipe as JSON text, one field per line."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -205,13 +214,16 @@ def _dollhouse_recipes() -> list[Recipe]:
         channels_last=True,
         workers=1,  # loading is light; the cores are better spent on the model
     )
-    easy = replace(nano, name="dollhouse_baseline_nano_easy", root="data/dollhouse_easy", img_size=(64, 64))
+    easy = replace(
+        nano, name="dollhouse_baseline_nano_easy", root="data/dollhouse_easy", difficulty="easy", img_size=(64, 64)
+    )
     large = replace(
         nano,
         name="dollhouse_baseline_vit_small_512",
         model="baseline_vit_small",
         hardware="one GPU",
         root="data/dollhouse_512",
+        difficulty="full",
         img_size=(512, 512),
         augmentation="field",
         lr=2e-4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from mlore_edu.data.datasets import LabelledImages
 from mlore_edu.data.loaders import Loader, make_loader, open_dataset
 from mlore_edu.data.transforms import eval_transform, train_transform
+from mlore_edu.errors import UserError
 from mlore_edu.model import MultiTaskModel, build_model
 from mlore_edu.training import distributed
 from mlore_edu.training.recipe import Recipe
@@ -38,7 +40,15 @@ def arrange(model: nn.Module, recipe: Recipe) -> None:
 
 
 def make_datasets(recipe: Recipe) -> tuple[LabelledImages, LabelledImages]:
-    """The recipe's training and validation data."""
+    """The recipe's training and validation data.
+
+    Raises
+    ------
+    UserError
+        If the data are not there, or not as they should be.
+    """
+    if recipe.data == "dollhouse" and not Path(recipe.root).exists():
+        raise UserError(f"there is no Dollhouse at {recipe.root}; render it with '{recipe.data_command}'.")
     transform = train_transform(recipe.img_size, **AUGMENTATIONS[recipe.augmentation])
     return open_dataset(recipe.data, recipe.root, "train", recipe.task_set, transform), make_validation_set(recipe)
 
