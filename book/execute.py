@@ -17,28 +17,48 @@ from nbclient import NotebookClient
 
 BOOK = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
-KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+KERNEL = {
+    "display_name": "Python 3 (ipykernel)",
+    "language": "python",
+    "name": "python3",
+}
 
 
 def chapters(prefix: str = "") -> list[Path]:
     """Scripts of the chapters in reading order."""
-    return sorted(path for path in BOOK.glob("*/[0-9][0-9]_*.py") if path.name.startswith(prefix))
+    return sorted(
+        path
+        for path in BOOK.glob("*/[0-9][0-9]_*.py")
+        if path.name.startswith(prefix)
+    )
 
 
 def execute(script: Path) -> None:
     """Make the notebook beside `script`, with the outputs of a fresh kernel."""
     notebook = jupytext.read(script)
-    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    )
     NotebookClient(
-        notebook, timeout=300, record_timing=False, resources={"metadata": {"path": script.parent}}
+        notebook,
+        timeout=300,
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": script.parent}},
     ).execute()
-    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    )
     notebook.nbformat_minor = 5
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:03d}"
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if WIDGET not in output.get("data", {})
+            ]
     nbformat.validate(notebook)
     nbformat.write(notebook, script.with_suffix(".ipynb"))
 
