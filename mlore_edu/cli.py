@@ -102,7 +102,7 @@ def _add_dollhouse(commands: argparse._SubParsersAction[_Parser]) -> None:
     dollhouse.add_argument("--root", type=Path, default=Path("data/dollhouse"), help="folder to write (%(default)s)")
     dollhouse.add_argument("--layout", choices=list(TASK_SETS), default="dollhouse", help="file formats (%(default)s)")
     dollhouse.add_argument("--size", type=int, nargs="+", default=[128], help="side, or height and width (%(default)s)")
-    dollhouse.add_argument("--difficulty", choices=["easy", "medium", "full"], default="medium", help="(%(default)s)")
+    dollhouse.add_argument("--difficulty", choices=["easy", "medium", "full"], default="easy", help="(%(default)s)")
     dollhouse.add_argument("--train", type=int, default=1000, help="training scenes (%(default)s)")
     dollhouse.add_argument("--val", type=int, default=100, help="validation scenes (%(default)s)")
     dollhouse.add_argument("--seed", type=int, default=0, help="another seed gives other scenes (%(default)s)")

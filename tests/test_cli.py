@@ -180,7 +180,7 @@ def test_training_reads_a_data_folder_that_cannot_be_written(data, tmp_path):
         ("train dollhouse_baseline_nano --tasks deepth", "its tasks are semseg"),
         ("train dollhouse_baseline_nano --root ROOT --model baseline_vit_nona --run RUN", "baseline_vit_nano"),
         ("train dollhouse_baseline_nano --root ROOT --model-options widht 3 --run RUN", "no option 'widht'"),
-        ("train dollhouse_baseline_nano_easy --root /nowhere --run RUN", "--root /nowhere --size 64 --difficulty easy"),
+        ("train dollhouse_baseline_nano_64 --root /nowhere --run RUN", "--root /nowhere --size 64 --difficulty easy"),
         ("train nyud_baseline_vit_base --root /nowhere --run RUN", "/nowhere"),
         ("evaluate /nowhere", "holds no recipe.json"),
         ("evaluate RUN --boundary-protocol mine", "boundary-protocol"),

@@ -24,7 +24,9 @@ def labels(seed: int, size: int) -> dict[str, np.ndarray]:
 def draw_scene() -> None:
     """One image and its six answers, for the README."""
     figure = show_grid([labels(SEED, 256)], width=14)
-    figure.savefig(HERE / "scene.png", dpi=128, bbox_inches="tight")  # one pixel of the page for each of the scene
+    figure.savefig(
+        HERE / "scene.png", dpi=128, bbox_inches="tight"
+    )  # one pixel of the page for each of the scene
 
 
 def draw_house() -> None:
@@ -35,10 +37,27 @@ def draw_house() -> None:
     drawn = labels(SEED, 192)
     place(axis, drawn["image"], 0.2, 3.3, 2.4)
     axis.text(1.4, 5.9, "image", ha="center")
-    box(axis, 3.5, 2.6, 2.5, 3.8, "Backbone", "ViT · Swin\nHRNet · DINO", "chapter 3", OKABE_ITO[0])
+    box(
+        axis,
+        3.5,
+        2.6,
+        2.5,
+        3.8,
+        "Backbone",
+        "ViT · Swin\nHRNet · DINO",
+        "chapter 3",
+        OKABE_ITO[0],
+    )
     for level in range(4):
         axis.add_patch(
-            FancyBboxPatch((6.75, 2.75 + 0.95 * level), 0.7, 0.65, boxstyle="round,pad=0.02", fc="#cfe3f1", ec="grey")
+            FancyBboxPatch(
+                (6.75, 2.75 + 0.95 * level),
+                0.7,
+                0.65,
+                boxstyle="round,pad=0.02",
+                fc="#cfe3f1",
+                ec="grey",
+            )
         )
     axis.text(7.1, 6.75, "four maps", ha="center")
     box(
@@ -47,14 +66,48 @@ def draw_house() -> None:
         "chapters 3–14",
         OKABE_ITO[3],
     )
-    box(axis, 13.4, 2.6, 2.1, 3.8, "Heads", "one\nper task", "chapter 3", OKABE_ITO[2])
+    box(
+        axis,
+        13.4,
+        2.6,
+        2.1,
+        3.8,
+        "Heads",
+        "one\nper task",
+        "chapter 3",
+        OKABE_ITO[2],
+    )
     for index, task in enumerate(TASKS):
         place(axis, to_rgb(task, drawn[task]), 16.4, 7.15 - 1.37 * index, 1.25)
-        axis.text(17.8, 7.75 - 1.37 * index, task.replace("_", "\n"), va="center", fontsize=9)
-    for start, end in ((2.7, 3.4), (6.05, 6.65), (7.6, 8.2), (12.65, 13.3), (15.6, 16.3)):
-        axis.add_patch(FancyArrowPatch((start, 4.5), (end, 4.5), arrowstyle="-|>", mutation_scale=14, color="#444444"))
+        axis.text(
+            17.8,
+            7.75 - 1.37 * index,
+            task.replace("_", "\n"),
+            va="center",
+            fontsize=9,
+        )
+    for start, end in (
+        (2.7, 3.4),
+        (6.05, 6.65),
+        (7.6, 8.2),
+        (12.65, 13.3),
+        (15.6, 16.3),
+    ):
+        axis.add_patch(
+            FancyArrowPatch(
+                (start, 4.5),
+                (end, 4.5),
+                arrowstyle="-|>",
+                mutation_scale=14,
+                color="#444444",
+            )
+        )
     axis.text(
-        10.4, 0.35, "measured in chapter 2 · trained at full scale in chapters 15–17", ha="center", style="italic"
+        10.4,
+        0.35,
+        "measured in chapter 2 · trained at full scale in chapters 15–17",
+        ha="center",
+        style="italic",
     )
     figure.savefig(HERE / "house.png", dpi=110)
 
@@ -62,16 +115,39 @@ def draw_house() -> None:
 def box(axis, x, y, width, height, title, text, chapters, colour) -> None:
     """A rounded box with a title, a few words and its chapters."""
     axis.add_patch(
-        FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.05,rounding_size=0.25", fc="white", ec=colour, lw=2)
+        FancyBboxPatch(
+            (x, y),
+            width,
+            height,
+            boxstyle="round,pad=0.05,rounding_size=0.25",
+            fc="white",
+            ec=colour,
+            lw=2,
+        )
     )
     axis.text(x + width / 2, y + height - 0.5, title, ha="center", weight="bold")
-    axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", linespacing=1.5)
-    axis.text(x + width / 2, y + 0.35, chapters, ha="center", color=colour, fontsize=9)
+    axis.text(
+        x + width / 2,
+        y + height / 2,
+        text,
+        ha="center",
+        va="center",
+        linespacing=1.5,
+    )
+    axis.text(
+        x + width / 2, y + 0.35, chapters, ha="center", color=colour, fontsize=9
+    )
 
 
 def place(axis, picture, x, y, side) -> None:
     """A picture at (x, y), its lower left corner."""
-    axis.imshow(picture, extent=(x, x + side, y, y + side), aspect="auto", zorder=2, interpolation="antialiased")
+    axis.imshow(
+        picture,
+        extent=(x, x + side, y, y + side),
+        aspect="auto",
+        zorder=2,
+        interpolation="antialiased",
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python book/results/make_chapter03.py
 
-Renders data/dollhouse_easy, trains in runs/chapter03 (two runs at a time, one thread each), and takes under ten minutes
+Renders data/dollhouse_64, trains in runs/chapter03 (two runs at a time, one thread each), and takes under ten minutes
 on two free cores. What is there already is not made again, so an interrupted run goes on where it was.
 """
 
@@ -21,10 +21,8 @@ from mlore_edu.training.run_folder import read_log
 
 ROOT = Path(__file__).parents[2]
 RUNS = Path("runs/chapter03")
-DATA = "dollhouse --root data/dollhouse_easy --size 64 --difficulty easy --train 400 --val 100"
-TRAIN = (
-    "train dollhouse_baseline_nano_easy --iterations 300 --workers 0 --pictures 0"
-)
+DATA = "dollhouse --root data/dollhouse_64 --size 64 --difficulty easy --train 400 --val 100"
+TRAIN = "train dollhouse_baseline_nano_64 --iterations 300 --workers 0 --pictures 0"
 SEEDS = (0, 1, 2)
 CHOICES = [
     (seed, tasks)

@@ -50,7 +50,7 @@ class Recipe:
     """Data set; it decides which tasks there are."""
     root: str = "data/dollhouse"
     """Folder of the data set."""
-    difficulty: Literal["easy", "medium", "full"] = "medium"
+    difficulty: Literal["easy", "medium", "full"] = "easy"
     """How hard Dollhouse is to be rendered, should it not be there yet."""
     tasks: tuple[str, ...] = ()
     """Tasks to learn; none named means all of the data set. One name gives a single-task baseline."""
@@ -214,9 +214,7 @@ def _dollhouse_recipes() -> list[Recipe]:
         channels_last=True,
         workers=1,  # loading is light; the cores are better spent on the model
     )
-    easy = replace(
-        nano, name="dollhouse_baseline_nano_easy", root="data/dollhouse_easy", difficulty="easy", img_size=(64, 64)
-    )
+    small = replace(nano, name="dollhouse_baseline_nano_64", root="data/dollhouse_64", img_size=(64, 64))
     large = replace(
         nano,
         name="dollhouse_baseline_vit_small_512",
@@ -234,7 +232,7 @@ def _dollhouse_recipes() -> list[Recipe]:
         checkpoint_interval=1000,
         eval_interval=5000,
     )
-    return [nano, easy, large]
+    return [nano, small, large]
 
 
 def _benchmark_recipes() -> list[Recipe]:
