@@ -47,7 +47,7 @@ def quick_scenes(monkeypatch, rendered):
 
 
 def write(root, layout="dollhouse", **settings):
-    return write_dollhouse(root, layout, **{"train": 3, "val": 2, "progress": False, **settings})
+    return write_dollhouse(root, layout, **{"size": 64, "train": 3, "val": 2, "progress": False, **settings})
 
 
 def contents(root):
@@ -334,7 +334,7 @@ def begin(root, workers):
     """Start writing 400 scenes in another process, and wait until a few are there."""
     script = (
         "from mlore_edu.data.dollhouse_files import write_dollhouse\n"
-        f"write_dollhouse({str(root)!r}, train=400, val=1, workers={workers}, progress=False)"
+        f"write_dollhouse({str(root)!r}, size=64, train=400, val=1, workers={workers}, progress=False)"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, start_new_session=True)
     while len(list(root.glob("edge/*.png"))) < 6:
