@@ -53,7 +53,7 @@ def _machine(folder: Path) -> list[str]:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     return [
         f"software  Python {platform.python_version()}, {packages}",
-        f"GPU       {'; '.join(gpus) or 'none: chapters and nano recipes run without, the papers settings do not'}",
+        f"GPU       {'; '.join(gpus) or 'none: the chapters and nano recipes do without; the others need one'}",
         f"CPU       {cores} cores, {torch.get_num_threads()} threads in use by torch, {memory:.0f} GiB memory",
         f"disk      {shutil.disk_usage(folder).free / 2**30:.0f} GiB free in {folder.resolve()}",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -68,12 +69,14 @@ def show_grid(
     pictures = [{key: to_rgb(key, value, classes) for key, value in row.items()} for row in rows]
     height, side = next(iter(pictures[0].values())).shape[:2]
     cell = width / len(keys)
+    names = {key: fill(TITLES.get(key, key), max(8, int(12 * cell)), break_long_words=False) for key in keys}
+    room = 0.2 * max(name.count("\n") + 1 for name in names.values()) + 0.1 if titles else 0
     figure, axes = plt.subplots(
-        len(rows), len(keys), figsize=(width, len(rows) * cell * height / side + 0.3 * titles), squeeze=False
+        len(rows), len(keys), figsize=(width, len(rows) * cell * height / side + room), squeeze=False
     )
     for y, row in enumerate(pictures):
         for x, key in enumerate(keys):
-            _picture(axes[y, x], row.get(key), TITLES.get(key, key) if titles and y == 0 else "")
+            _picture(axes[y, x], row.get(key), names[key] if titles and y == 0 else "")
         if row_titles:
             axes[y, 0].set_ylabel(row_titles[y])
     return figure

@@ -1,10 +1,16 @@
-"""Draw the pictures of the README and of the book's first page; `python book/figures/make.py` makes them again."""
+"""Draw the pictures of the README and of the book's first page.
 
+python book/figures/make.py          the house and the scene
+python book/figures/make.py RUN      and two validation scenes as the run in that folder drew them
+"""
+
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from PIL import Image
 
 from mlore_edu.data.dollhouse import scene
 from mlore_edu.pictures import to_rgb
@@ -112,6 +118,19 @@ def draw_house() -> None:
     figure.savefig(HERE / "house.png", dpi=110)
 
 
+def draw_predictions(run: Path) -> None:
+    """Two pictures of a run's folder, one above the other."""
+    pictures = [
+        Image.open(path) for path in sorted((run / "pictures").glob("*.png"))[:2]
+    ]
+    page = Image.new(
+        "RGB", (pictures[0].width, sum(p.height for p in pictures)), "white"
+    )
+    for place_of, picture in enumerate(pictures):
+        page.paste(picture, (0, place_of * picture.height))
+    page.save(HERE / "predictions.png")
+
+
 def box(axis, x, y, width, height, title, text, chapters, colour) -> None:
     """A rounded box with a title, a few words and its chapters."""
     axis.add_patch(
@@ -154,3 +173,5 @@ if __name__ == "__main__":
     use_style()
     draw_scene()
     draw_house()
+    for run in sys.argv[1:]:
+        draw_predictions(Path(run))

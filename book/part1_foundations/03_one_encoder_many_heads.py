@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # 03 · One encoder, many heads
+# # One encoder, many heads
 #
 # Six answers for every pixel could come from six networks. They could also come from one network that looks at the
 # image once and answers six times. How does such a network work, and what does sharing cost each of the answers?
@@ -743,8 +743,6 @@ figure = plots.show_grid(
     [row for index in (0, 1, 2) for row in rows_of(index)],
     ("label", "predicted") * 3,
 )
-for axis in figure.axes:
-    axis.title.set_fontsize(7)
 
 # %% [markdown]
 # ### Far from trivial

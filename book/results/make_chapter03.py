@@ -8,16 +8,16 @@ on two free cores. What is there already is not made again, so an interrupted ru
 
 import contextlib
 import io
-import json
 import multiprocessing
 import os
 import shlex
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from record import record, write
+
 import mlore_edu as me
 from mlore_edu.cli import main as mlore_edu
-from mlore_edu.training.run_folder import read_log
 
 ROOT = Path(__file__).parents[2]
 RUNS = Path("runs/chapter03")
@@ -44,21 +44,11 @@ def run(choice: tuple[int, tuple[str, ...]]) -> dict:
         raise RuntimeError(
             f"mlore-edu {command} ended with code {code}: {said.getvalue()[-500:]}"
         )
-    steps = [entry for entry in read_log(folder / "log.jsonl") if "losses" in entry]
-    losses = {
-        name: [float(f"{step['losses'][name]:.4g}") for step in steps]
-        for name in steps[0]["losses"]
-    }
+    told = record(folder)
     return {
+        **told,
         "command": f"mlore-edu {command}",
-        "commit": json.loads((folder / "versions.json").read_text())["commit"],
-        "seed": seed,
         "tasks": list(tasks) or list(me.DOLLHOUSE.names),
-        "metrics": json.loads((folder / "metrics.json").read_text())["metrics"],
-        "curve": {
-            "iteration": [step["iteration"] for step in steps],
-            "losses": losses,
-        },
     }
 
 
@@ -76,26 +66,20 @@ def main() -> None:
             print(
                 f"{len(runs)} of {len(CHOICES)}: {finished['command']}", flush=True
             )
-    made_with = json.loads((RUNS / "all_0" / "versions.json").read_text())
-    record = {
-        "command": "python book/results/make_chapter03.py",
-        "commit": made_with["commit"],
-        "hardware": {
-            "processor": made_with["processor"],
-            "cores": made_with["cores"],
-            "threads": 1,
+    shared = {key: runs[0][key] for key in ("hardware", "versions")}
+    for finished in runs:
+        if {key: finished.pop(key) for key in shared} != shared:
+            raise RuntimeError("the runs were not all made on one machine")
+        del finished["recipe"]
+    write(
+        "chapter03",
+        {
+            "command": "python book/results/make_chapter03.py",
+            **shared,
+            "seeds": list(SEEDS),
+            "data_command": f"mlore-edu {DATA}",
+            "runs": runs,
         },
-        "versions": {
-            "mlore_edu": me.__version__,
-            "python": made_with["python"],
-            **made_with["packages"],
-        },
-        "seeds": list(SEEDS),
-        "data_command": f"mlore-edu {DATA}",
-        "runs": runs,
-    }
-    (Path(__file__).parent / "chapter03.json").write_text(
-        json.dumps(record, indent=1) + "\n"
     )
 
 

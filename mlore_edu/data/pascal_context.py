@@ -41,7 +41,9 @@ class PASCALContext(LabelledImages):
     def __init__(
         self, root: str | Path, split: str, tasks: TaskSet | None = None, transform: Step | None = None
     ) -> None:
-        remedy = "give the folder of the unpacked PASCALContext archive, and unpack it again if a file is damaged"
+        remedy = (
+            "give the folder of the unpacked PASCALContext archive (--root), and unpack it again if a file is damaged"
+        )
         self.folder, ids = open_split(root, "ImageSets/Context/{}.txt", split, "PASCAL-Context", remedy)
         super().__init__(ids, tasks or self.offers, transform)
 
