@@ -30,6 +30,8 @@ from mlore_edu.pictures import to_rgb
 
 plots.use_style()
 scenes = [me.scene(seed, size=(96, 128)) for seed in range(12)]
+
+# %%
 room = max(
     scenes, key=lambda scene: (scene.human_parts > 0).sum()
 )  # much of it people
@@ -100,6 +102,7 @@ def as_maps(task):
     return np.moveaxis(label, -1, 1).astype(float)  # (N, C, H, W)
 
 
+# %%
 def decode(task, maps):
     """Maps (N, C, H, W) as answers: classes and probabilities lose the C."""
     maps = torch.from_numpy(np.ascontiguousarray(maps, dtype=np.float64))
@@ -112,6 +115,7 @@ def decode(task, maps):
     return maps
 
 
+# %%
 labels = {task.name: as_maps(task) for task in me.DOLLHOUSE}
 targets = {task.name: decode(task, labels[task.name]) for task in me.DOLLHOUSE}
 for name in ("saliency", "edge"):
@@ -166,6 +170,7 @@ def room_behind(scene):
     return np.where(gone, nearest, np.indices(gone.shape))
 
 
+# %%
 MISTAKES = (shift, blur, noise, drop, constant)
 answers = {}
 for mistake in MISTAKES:
@@ -217,6 +222,7 @@ def measure(answer):
     return {name: meter.compute() for name, meter in meters.items()}
 
 
+# %%
 results = {name: measure(answer) for name, answer in answers.items()}
 a, b = results["noise"], results["shift"]
 for task in me.DOLLHOUSE:
@@ -265,6 +271,7 @@ def class_iou(prediction, target, c):
     return 100 * (predicted & true).sum() / (predicted | true).sum()
 
 
+# %%
 meter = me.MeanIoU(15)
 meter.update(B["semseg"], semseg)
 ious = torch.stack([class_iou(B["semseg"], semseg, c) for c in range(15)])
@@ -431,6 +438,7 @@ def f_measure(probability, threshold, beta_squared=0.3):
     return 100 * (1 + beta_squared) * hits / claims
 
 
+# %%
 soft = answers["blur"]["saliency"]
 curve = torch.stack([f_measure(soft, threshold) for threshold in thresholds])
 meter = me.MaxF()
@@ -674,6 +682,7 @@ def pooled_rmse(prediction):
     return (prediction - depth).square().mean().sqrt()
 
 
+# %%
 for model in (steady, brilliant):
     meter = me.DepthRMSE()
     meter.update(model, depth)
@@ -1126,6 +1135,7 @@ def gains(model, baseline):
     return 100 * sign * (m - b) / b
 
 
+# %%
 for name, model in published.items():
     of_tasks = gains(model, plain)
     assert np.isclose(of_tasks.mean(), me.multitask_gain(model, plain, me.NYUD_V2))
