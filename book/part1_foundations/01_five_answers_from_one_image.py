@@ -64,7 +64,7 @@ def look(scene):
     plots.class_legend(figure, "semseg", scene.semseg, CLASSES)
 
 
-# %% mystnb={"figure": {"name": "fig-01-scene", "caption": "One image, six answers. The legend names the colours of the semantic classes. Normals: x, y and z as red, green and blue. Depth: near is bright."}, "image": {"alt": "A rendered room with a person on the left; on the right six small maps of the same room: coloured semantic classes, the person's six body parts, the salient region in white, surface normals, depth and thin black boundaries."}}
+# %% mystnb={"figure": {"name": "fig-01-scene", "caption": "One image, six answers. The legend names the colours of the semantic classes. Normals: x, y and z as red, green and blue. Depth: near is bright."}, "image": {"alt": "On the left a rendered room with a person in it; on the right six small maps of the same room: coloured semantic classes, the person's body parts, the salient region in white, surface normals, depth and thin black boundaries."}}
 look(room)
 
 # %% [markdown]
@@ -187,7 +187,7 @@ figure, axis = plt.subplots(figsize=(6, 3))
 axis.plot([-0.3, 5], [0, 0], color="#9c7450", lw=3)  # the floor, at height 0
 axis.plot([5, 5], [0, 2.4], color="#666666", lw=3)
 axis.add_patch(plt.Circle((3, 0.6), 0.6, color="#e69f00"))
-axis.plot([0.5, 0.5], [1.15, 1.65], color="black", lw=2)
+axis.plot([0.5, 0.5], [0.95, 1.85], color="black", lw=2)
 axis.plot(0, 1.4, "o", color="black", ms=8)
 for end_depth, end_height in ((1.9, 0), (2.5, 0.93), (5, 2.0)):
     axis.plot([0, end_depth], [1.4, end_height], color="#0072b2")
@@ -196,7 +196,7 @@ axis.plot([0, 2.5, 2.5], [-0.25, -0.25, 0.93], "--", color="#0072b2", lw=1)
 axis.plot([0, 0], [-0.25, 1.4], "--", color="#0072b2", lw=1)
 notes = {
     "camera": (-0.25, 1.65),
-    "image": (0.55, 1.75),
+    "image": (0.6, 1.75),
     "depth t": (1.15, -0.5),
     "ball": (3.7, 0.5),
     "floor": (4.3, 0.1),
@@ -253,7 +253,7 @@ def show_row(pictures, width=7.5):
             figure.colorbar(drawn, cax=below, orientation="horizontal", ticks=ticks)
 
 
-# %% mystnb={"figure": {"name": "fig-01-renderer", "caption": "A room of three surfaces, rendered in the two cells above, with four of its labels. The wall has one depth everywhere, because depth is measured along the camera's axis."}, "image": {"alt": "Five small pictures: a shaded ball on a floor before a wall, the three surfaces in three colours, the normals with the ball shading through all colours, the depth getting darker with distance, and the outlines of the surfaces."}}
+# %% mystnb={"figure": {"name": "fig-01-renderer", "caption": "A room of three surfaces, rendered in the cells above, with four of its labels. The wall has one depth everywhere, because depth is measured along the camera's axis."}, "image": {"alt": "Five small pictures: a shaded ball on a floor before a wall, the three surfaces in three colours, the normals with the ball shading through all colours, the depth getting darker with distance, and the outlines of the surfaces."}}
 changes = np.zeros(surface.shape)
 changes[1:] = surface[1:] != surface[:-1]
 changes[:, 1:] += surface[:, 1:] != surface[:, :-1]
@@ -313,7 +313,7 @@ print(f"the camera is {h:.1f} m above the floor")
 # With the floor known, depth turns into another quantity, $\mathbf n^{\!\top}\mathbf p + h$: how high above the floor every pixel lies
 # ({numref}`fig-01-height`).
 
-# %% mystnb={"figure": {"name": "fig-01-height", "caption": "From depth to height above the floor, in metres. Nobody labelled heights: the floor's normal and the depth contain them."}, "image": {"alt": "Three pictures of one room: the image, its depth, and a heat map of heights, dark on the floor and growing evenly up the walls, the furniture and the person."}}
+# %% mystnb={"figure": {"name": "fig-01-height", "caption": "From depth to height above the floor, in metres. Nobody labelled heights: the floor's normal and the depth contain them."}, "image": {"alt": "Three pictures of one room: the image, its depth, and a heat map of heights, dark on the floor and brighter the higher a point of the walls, the furniture and the person lies."}}
 height = np.einsum("c,chw->hw", n, points) + h
 show_row(
     {
@@ -384,7 +384,7 @@ show_row(
 # The normals of indoor data sets such as NYUD-v2 are computed from depth that a sensor measured. A slope is a difference, and differences
 # amplify noise, so there the same computation needs smoothing. One centimetre of noise is enough to see why.
 
-# %% mystnb={"figure": {"name": "fig-01-noise", "caption": "Normals from exact depth, from the same depth with one centimetre of random error in each pixel, and how far the latter are off (drawn up to 45°)."}, "image": {"alt": "Three pictures: a clean map of normals, the same map covered in coloured speckle, and a heat map of the angle between it and the label, bright nearly everywhere."}}
+# %% mystnb={"figure": {"name": "fig-01-noise", "caption": "Normals from exact depth, from the same depth with one centimetre of random error in each pixel, and how far the latter are off (drawn up to 45°)."}, "image": {"alt": "Three pictures: a clean map of normals, the same map covered in coloured speckle, and a heat map of the angle between it and the label, strewn with bright pixels."}}
 noise = np.random.default_rng(0).normal(0, 0.01, room.depth.shape)  # metres
 noisy = normals_from_depth(room.depth + noise, room.meta["focal"])
 assert np.median(angle(noisy, labelled)) > 10  # degrees
@@ -426,7 +426,7 @@ from_png, from_jpeg = (through_file(room.semseg, kind) for kind in ("PNG", "JPEG
 assert np.array_equal(from_png, room.semseg)
 assert (from_jpeg != room.semseg).mean() > 0.1
 
-# %% mystnb={"figure": {"name": "fig-01-jpeg", "caption": "A class map read back from a PNG and from a JPEG file. JPEG invents classes, first of all along boundaries."}, "image": {"alt": "Two class maps of one room. The left one is clean; the right one is littered with wrongly coloured pixels along every outline."}}
+# %% mystnb={"figure": {"name": "fig-01-jpeg", "caption": "A class map read back from a PNG and from a JPEG file. JPEG invents classes, first of all along boundaries."}, "image": {"alt": "Two class maps of one room and a black and white picture. The left map is clean; the middle one is littered with wrongly coloured pixels along every outline; the picture marks them in white."}}
 show_row(
     {
         "From PNG": to_rgb("semseg", from_png),
@@ -507,7 +507,7 @@ assert np.array_equal(labels.no_parts_ignored(room.human_parts), room.human_part
 # The teacher's probability $p$ is stored as the grey value $255\,p$, and a pixel is salient where the grey value divided by 255 is above one
 # half. A soft teacher rounds off what is thin. We imitate one by blurring the exact mask.
 
-# %% mystnb={"figure": {"name": "fig-01-saliency", "caption": "An exact salient region, a soft answer as a network gives it, and the label that is read from it. What is thinner than the blur is gone."}, "image": {"alt": "Three grey pictures: a sharp white region, a blurred one, and a rounded one that lacks the thin parts of the first."}}
+# %% mystnb={"figure": {"name": "fig-01-saliency", "caption": "An exact salient region, a soft answer as a network gives it, and the label that is read from it. Corners become round, and what is thin shrinks or vanishes."}, "image": {"alt": "Three grey pictures: a sharp white region, a blurred one, and a rounded one that lacks the thin parts of the first."}}
 from scipy.ndimage import gaussian_filter
 
 soft = np.uint8(255 * gaussian_filter(room.saliency.astype(float), 5))
@@ -560,7 +560,7 @@ assert degrees_lost(pixels).max() <= np.degrees(np.arcsin(3**0.5 / 255))
 # therefore scores every pixel, while PASCAL-Context trusts the distilled normals only where the class is one of 170 that NYUD also
 # knows. And one of the archives in circulation holds normals as JPEG, with the consequence of {numref}`fig-01-bytes`.
 
-# %% mystnb={"figure": {"name": "fig-01-bytes", "caption": "Degrees lost by storing normals in three bytes, as PNG and as JPEG; note the two scales. PNG loses a constant fraction of a degree on each flat surface. JPEG adds ripples around every boundary."}, "image": {"alt": "Three pictures: normals; a heat map for PNG with one even shade per flat surface, all below 0.4 degrees; a heat map for JPEG with bright ripples along outlines, up to ten degrees."}}
+# %% mystnb={"figure": {"name": "fig-01-bytes", "caption": "Degrees lost by storing normals in three bytes, as PNG and as JPEG (drawn up to 10°); note the two scales. PNG loses a constant fraction of a degree on each flat surface. JPEG adds ripples around every boundary."}, "image": {"alt": "Three pictures: normals; a heat map for PNG with one even shade per flat surface, all below 0.4 degrees; a heat map for JPEG with bright ripples along outlines, ten degrees and more."}}
 from_jpeg = through_file(pixels, "JPEG")
 show_row(
     {
@@ -740,7 +740,7 @@ truth = normals_from_depth(mirrored["depth"][0].numpy(), room.meta["focal"])
 still_flat = inside[:, ::-1]
 assert np.median(angle(turned, truth)[still_flat]) < 0.1  # degrees
 
-# %% mystnb={"figure": {"name": "fig-01-flip", "caption": "A mirrored room. Moving the pixels of the normals is not enough: their x must change its sign. The heat map shows how wrong the label would be, in degrees; only surfaces that face straight up, down or at the camera escape."}, "image": {"alt": "Four pictures: the mirrored image, wrong normals, right normals with other colours on the side walls, and a heat map that is bright on everything that faces left or right."}}
+# %% mystnb={"figure": {"name": "fig-01-flip", "caption": "A mirrored room. Moving the pixels of the normals is not enough: their x must change its sign. The heat map shows how wrong the label would be, in degrees; only surfaces that face neither left nor right escape."}, "image": {"alt": "Four pictures: the mirrored image, wrong normals, right normals with other colours on the side walls, and a heat map that is bright on everything that faces left or right."}}
 show_row(
     {
         "Mirrored image": to_rgb("image", mirrored["image"]),
@@ -751,7 +751,7 @@ show_row(
 )
 
 # %% [markdown]
-# **A zoom changes depth.** Enlarge an image twofold and a person fills twice as many pixels. A network that knows one camera must
+# **A zoom changes depth.** Enlarge an image twofold and a person is twice as many pixels tall. A network that knows one camera must
 # conclude that the person stands at half the distance, or is a giant. So the field divides depth by the zoom. The
 # person's height in metres, from the highest to the lowest pixel, says who is right.
 
@@ -812,7 +812,7 @@ for title, slope in (
 # scenes in memory, and its `draw` transforms one of them; all chance comes from the generator it is given. Out of sixty draws we show
 # the one with the largest people, the one with the widest border, and one without people.
 
-# %% mystnb={"figure": {"name": "fig-01-augment", "caption": "Three draws of the training transform. White is ignored: the padding around a zoomed-out image, and the whole map of parts where a crop shows nobody."}, "image": {"alt": "Three rows, each an image with its six labels. The first is enlarged around a person. The second is small and surrounded by a border, grey-brown in the image and white in the labels. The third shows a room without people, and its parts are white."}}
+# %% mystnb={"figure": {"name": "fig-01-augment", "caption": "Three draws of the training transform. White is ignored: the padding around a zoomed-out image, and the whole map of parts where a crop shows nobody."}, "image": {"alt": "Three rows, each an image with its six labels. In the first, people fill much of the picture. The second is small and surrounded by a border, grey-brown in the image and white in the labels. The third shows a room without people, and its parts are white."}}
 import torch
 
 from mlore_edu.data.dollhouse_files import DollhouseScenes
@@ -847,7 +847,7 @@ for draw in draws:
 scenes = [me.scene(seed, 128) for seed in range(20)]
 _ = plots.show_images([scene.image for scene in scenes])
 
-# %% mystnb={"figure": {"name": "fig-01-twenty-labels", "caption": "Their semantic classes."}, "image": {"alt": "The same twenty rooms as coloured class maps; walls and floors cover most of every picture, and small things are rare."}}
+# %% mystnb={"figure": {"name": "fig-01-twenty-labels", "caption": "Their semantic classes."}, "image": {"alt": "The same twenty rooms as coloured class maps; walls and floors cover most of nearly every picture, and small things are rare."}}
 maps = np.stack([scene.semseg for scene in scenes])  # (20, 128, 128)
 figure = plots.show_images([to_rgb("semseg", label) for label in maps])
 plots.class_legend(figure, "semseg", maps, CLASSES)
@@ -877,7 +877,7 @@ def show_shares(shares):
         axis.margins(x=0.12)
 
 
-# %% mystnb={"figure": {"name": "fig-01-frequency", "caption": "Share of the pixels of each class and each part in a hundred scenes."}, "image": {"alt": "Two bar charts. Left: wall and floor cover more than half of all pixels, things such as balls, lamps and pictures about one in a hundred each. Right: background covers nearly everything, each of the six parts one or two in a hundred."}}
+# %% mystnb={"figure": {"name": "fig-01-frequency", "caption": "Share of the pixels of each class and each part in a hundred scenes."}, "image": {"alt": "Two bar charts. Left: wall and floor cover more than half of all pixels, things such as balls, lamps and pictures about one in a hundred each. Right: background covers nearly everything, each of the six parts less than two in a hundred."}}
 many = [me.scene(seed, 64) for seed in range(100)]
 
 
@@ -960,9 +960,10 @@ print(
 # %%
 def what_changes(scene):
     """For every pixel, whether each label changes among its 3 × 3 neighbours."""
-    n = scene.normals  # (H, W, 3)
+    n = np.pad(scene.normals, ((1, 1), (1, 1), (0, 0)), "edge")  # (H + 2, W + 2, 3)
     around = [np.roll(n, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-    cosine = np.min([(n * other).sum(-1) for other in around], axis=0)  # (H, W)
+    cosine = np.min([(n * other).sum(-1) for other in around], axis=0)
+    cosine = cosine[1:-1, 1:-1]  # (H, W)
     far, near = maximum_filter(scene.depth, 3), minimum_filter(scene.depth, 3)
     changes = {
         "class": maximum_filter(scene.semseg, 3) != minimum_filter(scene.semseg, 3),
@@ -995,8 +996,8 @@ assert explained[on_edge].mean() > 0.95
 assert explained[away].mean() < 0.15
 
 # %% [markdown]
-# More than 95 of 100 boundary pixels are announced by another answer ({numref}`fig-01-together`), and elsewhere little changes, mostly the normals of
-# round things. A network that already computes depth, normals and classes holds most of what it needs for boundaries. How a *decoder* should let its tasks use each other's knowledge
+# More than 95 of 100 boundary pixels are announced by another answer ({numref}`fig-01-together`), and elsewhere little changes,
+# mostly normals: a bed turns a corner, an arm is round. A network that already computes depth, normals and classes holds most of what it needs for boundaries. How a *decoder* should let its tasks use each other's knowledge
 # without disturbing one another is the question of every paper in this book.
 #
 # ## Exercises

@@ -39,7 +39,7 @@ room = max(
 scores = np.eye(15)[room.semseg]  # (H, W, 15): 1 for the true class
 scores += 0.34 * np.random.default_rng(0).standard_normal(scores.shape)
 by_a = scores.argmax(-1)  # (H, W)
-by_b = np.roll(room.semseg, shift=(2, 2), axis=(0, 1))
+by_b = np.pad(room.semseg, ((2, 0), (2, 0)), "edge")[:-2, :-2]  # (H, W)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-02-question", "caption": "A room, its semantic label, and two answers. Which one is better?"}, "image": {"alt": "Four pictures: a rendered room with people, its label in flat colours, the label strewn with coloured specks, and what looks like the label unchanged."}}
 figure, axes = plt.subplots(1, 4, figsize=(7.5, 1.8))
@@ -124,7 +124,7 @@ for name in ("saliency", "edge"):
 # %% [markdown]
 # Five ways to go wrong. `shift` moves everything two pixels down and right. `blur` smears each map, as a network does that predicts at a
 # quarter of the resolution. `noise` adds a random number to each pixel. `drop` misses the largest piece of furniture, plant or person of
-# each scene: the hole is filled with the nearest piece of wall or floor. `constant` does not look at the image and always says the same.
+# each scene: the hole is filled with the nearest free piece of the room. `constant` does not look at the image and always says the same.
 
 # %%
 from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter
@@ -258,7 +258,7 @@ print(f"one class everywhere: {100 * right:.0f} % of the pixels are right")
 # \qquad \mathrm{mIoU} = \frac1{|\mathcal C|}\sum_{c\in\mathcal C}\mathrm{IoU}_c .
 # ```
 #
-# $\mathcal C$ are the classes that occur. Each counts the same, however few pixels it has: a class of a hundred pixels weighs as much as the
+# $\mathcal C$ are the classes that occur, be it in the labels or in the answers. Each counts the same, however few pixels it has: a class of a hundred pixels weighs as much as the
 # walls.
 
 
@@ -350,7 +350,7 @@ def show_pooling():
     name_colours(figure)
 
 
-# %% mystnb={"figure": {"name": "fig-02-pooling", "caption": "Model B's people. Left: the scene with the fewest person pixels; middle: with the most. Right: each scene's IoU against the size of its people, with the two ways to make one number of them."}, "image": {"alt": "Two overlays of predicted and true people in blue, orange and pink, one small figure with thin overlap and a large one with large overlap, and a scatter plot in which the IoU grows with the number of person pixels; the line of the pooled IoU lies above the line of the mean of images."}}
+# %% mystnb={"figure": {"name": "fig-02-pooling", "caption": "Model B's people. Left: the scene with the fewest person pixels; middle: with the most. Right: each scene's IoU against the size of its people, with the two ways to make one number of them."}, "image": {"alt": "Two overlays of predicted and true people in blue, orange and pink, one small figure with thin overlap and a large one with large overlap, and a scatter plot in which the IoU tends to be higher where there are more person pixels; the line of the pooled IoU lies above the line of the mean of images."}}
 show_pooling()
 
 # %% [markdown]
@@ -489,7 +489,7 @@ print(f"lost on the blurred maps: {curve.max() - released:.0f} points")
 
 # %% [markdown]
 # Four thresholds are left of nineteen; at the lower ones every pixel is salient, at the higher ones none. Whether this costs anything depends on
-# where the best threshold happens to lie, and that is a matter of taste: replace every probability $p$ by $p^\gamma$. The order of the pixels stays,
+# where the best threshold happens to lie, and that can be moved at will: replace every probability $p$ by $p^\gamma$. The order of the pixels stays,
 # so do all the maps that thresholding can produce, and a good metric should hardly notice.
 
 
@@ -527,7 +527,7 @@ def show_trap():
     right.legend(loc="lower left")
 
 
-# %% mystnb={"figure": {"name": "fig-02-trap", "caption": "The saliency trap. Left: F against the threshold for the blurred maps, and the points at which each variant looks. Right: both variants of maxF after the probabilities have been bent by a power, which leaves the order of the pixels as it is."}, "image": {"alt": "Left, a smooth hump of F over the threshold with nineteen small dots and four large squares that miss its top. Right, two curves over gamma: the standard one nearly flat, the released one waving below it by several points."}}
+# %% mystnb={"figure": {"name": "fig-02-trap", "caption": "The saliency trap. Left: F against the threshold for the blurred maps, and the points at which each variant looks. Right: both variants of maxF after the probabilities have been bent by a power, which leaves the order of the pixels as it is."}, "image": {"alt": "Left, a smooth hump of F over the threshold with nineteen small dots and four large squares that miss its top. Right, two curves over gamma: the standard one nearly flat, the released one waving between it and several points below."}}
 gammas = 2 ** np.linspace(-2, 2, 41)
 standard_f = [float(max(f_measure(soft**g, t) for t in thresholds)) for g in gammas]
 released_f = [float(max(f_measure(soft**g, p) for p in acting)) for g in gammas]
@@ -647,7 +647,7 @@ def show_normals(number):
 show_normals(number)
 
 # %% [markdown]
-# Noise spreads its errors evenly, so mean and median agree. A missed object and blurred outlines leave most pixels untouched and a few very wrong: the mean is
+# Noise spreads its errors over all pixels, so mean and median nearly agree. A missed object and blurred outlines leave most pixels untouched and a few very wrong: the mean is
 # made by a minority, and the median does not see it. Papers on normals alone therefore report both, and the shares of pixels below
 # 11.25°, 22.5° and 30°; `NormalError().details()` has them all. The multi-task tables have the mean only.
 
@@ -663,8 +663,8 @@ show_normals(number)
 # \frac1N\sum_{i=1}^{N} \sqrt{\frac1{n_i}\sum_j e_{ij}^2} \quad\text{(mean of images)}.
 # ```
 #
-# The square root bends downwards, so for images of equal size the mean of the roots never exceeds the root of the mean. This much could be corrected by a
-# factor. But the two may also disagree about *which model is better*. Consider a steady model that is wrong by a tenth everywhere, and a
+# The square root bends downwards, so for images of equal size the mean of the roots never exceeds the root of the mean. That alone would do little harm,
+# since it holds for every model. But the two may also disagree about *which model is better*. Consider a steady model that is wrong by a tenth everywhere, and a
 # brilliant one that is wrong by a twentieth except in one image, where it takes the room for half as large again.
 
 # %%
@@ -755,7 +755,7 @@ def show_depth():
     )
 
 
-# %% mystnb={"figure": {"name": "fig-02-depth", "caption": "Two depth models. Left: their errors on the first two images. Right: a dot per image. Pooled over pixels the steady model wins; averaged over images the brilliant one does."}, "image": {"alt": "Four error maps, in which only the brilliant model's first image is bright, and two columns of dots. The steady model's dots lie together; the brilliant model's lie lower except for one far above. Solid lines mark the pooled RMSE, dashed lines the mean over images; their order differs between the models."}}
+# %% mystnb={"figure": {"name": "fig-02-depth", "caption": "Two depth models. Left: their errors on the first two images. Right: a dot per image. Pooled over pixels the steady model wins; averaged over images the brilliant one does."}, "image": {"alt": "Four error maps, in which only the brilliant model's first image is bright, and two columns of dots. The steady model's dots lie together; the brilliant model's lie lower except for one far above. By the solid lines, the pooled RMSE, the steady model is lower; by the dashed lines, the mean over images, the brilliant one is."}}
 show_depth()
 names = ("steady", "brilliant")
 pooled_over_pixels = [pooled_rmse(model) for model in (steady, brilliant)]
@@ -1021,13 +1021,13 @@ def show_curve():
     axis.legend(loc="lower left")
 
 
-# %% mystnb={"figure": {"name": "fig-02-curve", "caption": "Precision and recall of boundaries over the thresholds, with lines of equal F. Since the contrast differs from image to image, no single threshold suits all, and oisF lies above odsF."}, "image": {"alt": "A curve from high precision at low recall to low precision at high recall over grey contour lines of F; a large round mark at the best point of the curve and a square mark above and to the right of it."}}
+# %% mystnb={"figure": {"name": "fig-02-curve", "caption": "Precision and recall of boundaries over the thresholds, with lines of equal F. Since the contrast differs from image to image, no single threshold suits all, and oisF lies above odsF."}, "image": {"alt": "A curve from high precision at low recall to low precision at high recall over grey contour lines of F; a large round mark at the best point of the curve and a square mark well above it, beyond the curve."}}
 show_curve()
 
 # %% [markdown]
 # The contrast of our twelve images differs on purpose, so that the gap is wide. odsF punishes a detector that does not know how sure it is.
 #
-# The full protocol has 101 thresholds and a few more choices. In the library each is a field of `BoundaryProtocol`, and the appendix on boundary matching goes through
+# The full protocol has 101 thresholds and a few more choices. In the library each is a field of `BoundaryProtocol`, and an appendix to come, on boundary matching, goes through
 # them. Two concern what you read in tables: published odsF values of PASCAL-Context come from 2,498 of the 5,105 validation images, and
 # NYUD-v2's true boundaries, being lines already, are taken for regions and outlined once more.
 
@@ -1082,7 +1082,7 @@ def show_chart():
     )
 
 
-# %% mystnb={"figure": {"name": "fig-02-chart", "caption": "How each metric responds to each mistake. Colour: how much of the way from a perfect to a constant answer has been lost. Mean errors of normals and RMSE are lower when better, the others higher."}, "image": {"alt": "A table of five mistakes by six metrics in shades of blue. The shift's row is nearly white under boundaries and dark under human parts and semantics; the noise's row is darkest under human parts and pale under boundaries; the constant's row is dark throughout."}}
+# %% mystnb={"figure": {"name": "fig-02-chart", "caption": "How each metric responds to each mistake. Colour: how much of the way from a perfect to a constant answer has been lost. Mean errors of normals and RMSE are lower when better, the others higher."}, "image": {"alt": "A table of five mistakes by six metrics in shades of blue. The shift's row is nearly white under boundaries and darkest under human parts; the noise's row is darkest under human parts and pale under boundaries; the constant's row is dark throughout."}}
 show_chart()
 
 # %% [markdown]
@@ -1163,7 +1163,7 @@ _ = figure.legend(loc="outside right center", fontsize=9)
 # %% [markdown]
 # ### What it hides
 #
-# **Who paid.** A sum does not tell where it came from. Nearly two thirds of MLoRE's gain here is the depth of a baseline that is weak at depth (0.60 m, where InvPT with the
+# **Who paid.** A sum does not tell where it came from. About two thirds of MLoRE's gain here is the depth of a baseline that is weak at depth (0.60 m, where InvPT with the
 # same backbone has 0.52). A model may lose on three tasks and stand above zero for the fourth.
 #
 # **The scale.** A point of mIoU at 55 % counts 1.8 %; taken off an *error* of 45 % it would count 2.2 %. For boundaries at 75 % it is 1.3 % against 4 %. Nothing says
@@ -1193,7 +1193,8 @@ for name in ("TaskPrompter", "TaskExpert"):
 # %% [markdown]
 # The same published results, two orders: TaskPrompter is ahead in scores, TaskExpert in errors.
 #
-# **The baseline.** Each task's gain is divided by the baseline's value, so a baseline that is good at normals (a small number) makes normals expensive. Our own models A and B
+# **The baseline.** Each task's gain is divided by the baseline's value, so a baseline that is good at normals (a small number) makes normals count for much, and so
+# does one that is poor at a score (a small number too) with that score. Our own models A and B
 # have been waiting for this. Judge both against two of the other mistakes of {numref}`fig-02-chart`.
 
 
@@ -1207,7 +1208,8 @@ for baseline in ("blur", "constant"):
     print(f"against {baseline}: {winner} is better")
 
 # %% [markdown]
-# Good normals in the baseline, and B is the better model; poor ones, and A is. It can be stranger still. Take two models with two errors each, and let each be
+# The normals of `blur` are good, so B's lead in normals weighs most. The classes and the saliency of `constant` score next to nothing, so A's
+# lead in those does. It can be stranger still. Take two models with two errors each, and let each be
 # the other's baseline.
 
 # %%
@@ -1494,8 +1496,8 @@ _ = ch02.check_acting(acting)
 # %% [markdown]
 # ```{solution-start} ex-02-acting
 # :class: dropdown
-# $\sigma(p/T) > \tau$ means $p > T\ln\frac{\tau}{1-\tau}$. The right-hand side is above 0 only for $\tau > 0.5$, which leaves nine thresholds at most: half of the scale is lost whatever the temperature.
 # ```
+# $\sigma(p/T) > \tau$ means $p > T\ln\frac{\tau}{1-\tau}$. The right-hand side is above 0 only for $\tau > 0.5$, which leaves nine thresholds at most: half of the scale is lost whatever the temperature.
 
 
 # %% jupyter={"source_hidden": true}
@@ -1593,8 +1595,8 @@ _ = ch02.check_log_gain(log_gain)
 # %% [markdown]
 # ```{solution-start} ex-02-gain
 # :class: dropdown
-# The difference of two models' gains is the mean of $\pm\ln(M^A_t / M^B_t)$: the baseline has cancelled.
 # ```
+# The difference of two models' gains is the mean of $\pm\ln(M^A_t / M^B_t)$: the baseline has cancelled.
 
 
 # %% jupyter={"source_hidden": true}
@@ -1629,4 +1631,4 @@ print(
 # - $\Delta_m$ belongs to its baseline. Where that was not printed, the table may give it away.
 #
 # You can now compute and question every number in this field's tables. What is missing is a model that earns some:
-# [chapter 3](03_one_encoder_many_heads) builds one encoder with many heads, trains it, and reads its scores with these meters.
+# [chapter 3](03_one_encoder_many_heads.ipynb) builds one encoder with many heads, trains it, and reads its scores with these meters.
