@@ -70,9 +70,7 @@ def main() -> None:
     seconds = measure(trainings, batch)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        f"{recipe.name}, batch {recipe.batch_size}, {where}, torch {torch.__version__}, process at most {largest:.1f} GiB"
-    )
+    print(f"{recipe.name}, batch {recipe.batch_size}, {where}, torch {torch.__version__}, at most {largest:.1f} GiB")
     print(f"{'setting':30} {'images/s':>9} {'speed':>7} {'peak':>10}")
     for name, training in trainings.items():
         rate, ratio = recipe.batch_size / seconds[name], seconds["fp32"] / seconds[name]
