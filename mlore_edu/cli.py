@@ -53,8 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mlore-edu: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
-        print(f"mlore-edu: {interruption or 'interrupted.'}", file=sys.stderr)
+        print(f"mlore-edu: {str(interruption) or 'interrupted.'}", file=sys.stderr)
         return 130
+    except PermissionError as error:
+        place = error.filename or "a file"
+        print(f"mlore-edu: {place} may not be used; grant yourself permission, or choose another.", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         sys.stderr.close()
         return 0
@@ -167,6 +171,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     from mlore_edu.training.recipe import load_recipe
     from mlore_edu.training.run_folder import RunFolder, to_plain
 
+    if options.json and not options.json.parent.is_dir():  # said now, not after hours of counting boundaries
+        raise UserError(f"there is no folder {options.json.parent}; make it, or choose another with --json.")
     result = evaluate_run(options.run, root=options.root, boundary_protocol=options.boundary_protocol)
     print(results_table(load_recipe(options.run).task_set, result.metrics))
     stored = RunFolder(options.run).read_metrics()
@@ -179,7 +185,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(results_table(load_recipe(options.run).task_set, stored["metrics"]))
     if options.json:
         content = json.dumps(to_plain({"metrics": result.metrics, "details": result.details}), indent=2)
-        with explain_disk_errors(str(options.json)):
+        with explain_disk_errors(str(options.json), option="--json"):
             write_atomically(options.json, content.encode())
 
 

@@ -140,6 +140,10 @@ def build_model(
         For an unknown model or option, or where the backbone cannot be built.
     """
     decoder_name, backbone_name = _parse(name)
+    _check_count("channels", channels)
+    _check_count("head_stride", head_stride, min(img_size))
+    if blocks is not None and not isinstance(blocks, (tuple, list)):
+        raise UserError(f"blocks is {blocks!r}; give a tuple of numbers, which only Python can (build_model).")
     decoder_class = DECODERS[decoder_name]
     _check_overrides(decoder_name, decoder_class, decoder_overrides)
     backbone = build_backbone(
@@ -166,6 +170,14 @@ def _parse(name: str) -> tuple[str, str]:
         raise UserError(f"There is no model {name!r}; close names are {', '.join(close)}.")
     decoder_name, _, backbone_name = name.partition("_")
     return decoder_name, backbone_name
+
+
+def _check_count(option: str, value: Any, largest: int | None = None) -> None:
+    """Options come from the command line too, where any word may be given for a number."""
+    if value is None or (type(value) is int and 1 <= value <= (largest or value)):
+        return
+    limits = "of at least 1" if largest is None else f"from 1 to {largest}"
+    raise UserError(f"{option} is {value!r}; give a whole number {limits}.")
 
 
 def _check_overrides(decoder_name: str, decoder_class: Callable[..., Any], overrides: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The command line end to end: what it prints, what it leaves on disk, and one sentence for every mistake."""
 
+import errno
 import json
 import os
 import signal
@@ -180,6 +181,10 @@ def test_training_reads_a_data_folder_that_cannot_be_written(data, tmp_path):
         ("train dollhouse_baseline_nano --tasks deepth", "its tasks are semseg"),
         ("train dollhouse_baseline_nano --root ROOT --model baseline_vit_nona --run RUN", "baseline_vit_nano"),
         ("train dollhouse_baseline_nano --root ROOT --model-options widht 3 --run RUN", "no option 'widht'"),
+        ("train dollhouse_baseline_nano_64 --root ROOT --model-options channels x --run RUN", "channels is 'x'"),
+        ("train dollhouse_baseline_nano_64 --root ROOT --model-options head_stride 0 --run RUN", "number from 1 to 64"),
+        ("train dollhouse_baseline_nano_64 --root ROOT --model-options blocks 3 --run RUN", "blocks is 3"),
+        ("train dollhouse_baseline_nano --root ROOT --img-size 32 32 --run RUN", "a size of at least 64×64"),
         ("train dollhouse_baseline_nano_64 --root /nowhere --run RUN", "--root /nowhere --size 64 --difficulty easy"),
         ("train nyud_baseline_vit_base --root /nowhere --run RUN", "/nowhere"),
         ("evaluate /nowhere", "holds no recipe.json"),
@@ -198,9 +203,26 @@ def test_every_mistake_is_answered_in_one_sentence_and_leaves_nothing_behind(dat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_for_the_json_that_does_not_exist_is_named_before_anything_is_judged(trained, tmp_path, capsys):
+    sentence = complaint(capsys, "evaluate", trained, "--json", tmp_path / "nowhere" / "x.json")
+    assert sentence.endswith(f"there is no folder {tmp_path / 'nowhere'}; make it, or choose another with --json.")
+
+
 def test_another_recipe_in_the_same_folder_is_refused(data, trained, capsys):
     sentence = complaint(capsys, "train", *TINY, "--root", data, "--run", trained, "--lr", "1")
     assert "another lr; choose another folder with --run FOLDER" in sentence
+
+
+@pytest.mark.parametrize("command", ["train", "dollhouse"])
+def test_a_folder_that_may_not_be_looked_into_is_named(data, tmp_path, capsys, monkeypatch, command):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)  # a folder's own mode does not stop root, who may run these tests
+    words = [*TINY, "--root", data, "--run", tmp_path] if command == "train" else ["--root", tmp_path]
+    sentence = complaint(capsys, command, *words)
+    assert str(tmp_path) in sentence
+    assert sentence.endswith("may not be used; grant yourself permission, or choose another.")
 
 
 def test_a_run_folder_that_cannot_be_made_is_named(data, tmp_path, capsys):
@@ -249,6 +271,15 @@ def test_ctrl_c_exits_with_130_and_the_way_on(monkeypatch, capsys):
     monkeypatch.setattr("mlore_edu.doctor.report", interrupted)
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err == "mlore-edu: stopped after iteration 7; run the same command again to go on.\n"
+
+
+def test_ctrl_c_before_anything_was_done_is_named_too(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_recipes", interrupt)
+    assert cli.main(["recipes"]) == 130
+    assert capsys.readouterr().err == "mlore-edu: interrupted.\n"
 
 
 def test_a_reader_that_has_seen_enough_is_no_mistake():

@@ -295,6 +295,12 @@ def test_a_wrong_root_says_how_to_make_the_data(tmp_path):
         DollhouseFolder(tmp_path / "nowhere", "train")
 
 
+def test_a_folder_in_another_layout_names_the_data_set_that_reads_it(tmp_path, quick_scenes):
+    write(tmp_path, layout="nyud_v2")
+    with pytest.raises(UserError, match=r"layout of nyud_v2; read it as that data set \(--data nyud_v2\)"):
+        DollhouseFolder(tmp_path, "train")
+
+
 def test_scenes_in_memory_are_rendered_once_and_equal_the_folder(monkeypatch, rendered):
     calls = []
 

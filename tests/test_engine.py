@@ -422,7 +422,7 @@ def test_asking_for_tensorboard_where_it_is_not_installed_is_a_user_error(tmp_pa
 def test_a_resumed_log_forgets_what_is_done_again_and_a_line_cut_by_a_kill(tmp_path):
     path = tmp_path / "log.jsonl"
     lines = [{"iteration": 1, "loss": 1.0}, {"iteration": 2, "metrics": {}}, {"iteration": 3, "loss": 1.0}]
-    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"iteration": 4, "lo')
+    path.write_text("\n".join(map(json.dumps, lines)) + '\n12\n{"iteration": 4, "lo')
     log = Log(path, 2)
     assert read_log(path) == lines[:2]
     assert log.has_metrics(2)
@@ -436,8 +436,9 @@ def test_a_full_disk_while_logging_is_one_sentence(tmp_path):
         log.write({"iteration": 1})
 
 
-def test_damaged_metrics_are_named(tmp_path):
-    (tmp_path / "metrics.json").write_text("{")
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_damaged_metrics_are_named(tmp_path, content):
+    (tmp_path / "metrics.json").write_text(content)
     with pytest.raises(UserError, match=r"metrics.json cannot be read"):
         RunFolder(tmp_path).read_metrics()
 

@@ -81,6 +81,10 @@ def test_naming_no_task_means_all_and_naming_some_keeps_the_data_sets_order():
         ({"edge_positive_weight": 1.0}, "edge_positive_weight"),
         ({"img_size": (8, 64)}, "img_size"),
         ({"batch_size": 16, "accumulation": 3}, "accumulation"),
+        ({"data": "imagenet"}, "imagenet"),
+        ({"seed": -1}, "seed"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate"),
+        ({"model_options": (("img_size", 64),)}, "--img-size"),
     ],
 )
 def test_a_value_out_of_range_is_a_user_error_that_names_it(changes, named):
@@ -150,6 +154,12 @@ def test_help_explains_every_field_and_shows_the_recipes_own_values(capsys):
     for field in dataclasses.fields(Recipe):
         assert f"--{field.name.replace('_', '-')}" in shown
     assert "dollhouse_baseline_nano" in shown
+
+
+def test_a_stored_recipe_that_is_no_text_is_a_user_error(tmp_path):
+    (tmp_path / "recipe.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"recipe\.json is damaged .* --run FOLDER"):
+        load_recipe(tmp_path)
 
 
 def test_a_folder_without_a_recipe_is_a_user_error(tmp_path):

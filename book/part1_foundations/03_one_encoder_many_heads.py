@@ -1011,7 +1011,7 @@ def gains(chosen):
 for name, values in zip(("Δm of sharing", "Δm of nothing"), gains(tasks)):
     mean = sum(values) / len(values)
     print(
-        f"{name}: mean {mean:+.1f} %, from {min(values):+.1f} to {max(values):+.1f} %"
+        f"{name}: from {min(values):+.1f} to {max(values):+.1f} %, mean {mean:+.2f} %"
     )
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-03-gain", "caption": "Relative gain for each task, and Δm, the mean over tasks. A blue dot compares a shared network with a single-task one, an orange dot two single-task networks that differ in their seed; the bars are the means."}, "image": {"alt": "Dots in percent for six tasks and their mean around a line at zero. Sharing is near twenty percent better for depth and a few percent better for normals, about level for saliency and boundaries, and some percent worse for segmentation and human parts. At the right, its mean lies a few percent above zero; orange dots of equal networks spread around zero everywhere."}}

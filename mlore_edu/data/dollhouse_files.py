@@ -128,6 +128,12 @@ class DollhouseFolder(LabelledImages):
     def __init__(
         self, root: str | Path, split: str, tasks: TaskSet | None = None, transform: Step | None = None
     ) -> None:
+        layout = (_stored(Path(root)) or {}).get("layout", "dollhouse")
+        if layout != "dollhouse":
+            raise UserError(
+                f"{root} holds a Dollhouse in the layout of {layout}; read it as that data set (--data {layout}), or "
+                "choose another folder."
+            )
         remedy = f"run '{_command(Path(root))}', which renders what is missing"
         self.folder, ids = open_split(root, SPLIT_FILES["dollhouse"], split, "a finished Dollhouse", remedy)
         super().__init__(ids, tasks or self.offers, transform)

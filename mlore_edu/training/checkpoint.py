@@ -35,7 +35,7 @@ WEIGHTS, TRAINING, CHECKSUMS = "model.safetensors", "training.pt", "checksums.js
 
 
 @contextlib.contextmanager
-def explain_disk_errors(what: str, consequence: str = "") -> Iterator[None]:
+def explain_disk_errors(what: str, consequence: str = "", option: str = "--run") -> Iterator[None]:
     """Turn a full, read-only or forbidden disk into one clear sentence.
 
     Parameters
@@ -44,6 +44,8 @@ def explain_disk_errors(what: str, consequence: str = "") -> Iterator[None]:
         The thing being written, e.g. ``"the log runs/a/log.jsonl"``.
     consequence
         What is still safe, put before the remedy.
+    option
+        Option of the command line that names another place.
 
     Raises
     ------
@@ -53,14 +55,14 @@ def explain_disk_errors(what: str, consequence: str = "") -> Iterator[None]:
     remedies = {
         errno.ENOSPC: "free some space and run the same command again",
         errno.EDQUOT: "free some of your quota and run the same command again",
-        errno.EROFS: "choose a folder on a writable disk with --run",
-        errno.EACCES: "choose a folder that you may write to with --run",
-        errno.EPERM: "choose a folder that you may write to with --run",
+        errno.EROFS: f"choose a folder on a writable disk with {option}",
+        errno.EACCES: f"choose a folder that you may write to with {option}",
+        errno.EPERM: f"choose a folder that you may write to with {option}",
     }
     try:
         yield
     except OSError as error:
-        remedy = remedies.get(error.errno or 0, "look after the disk, or choose another folder with --run")
+        remedy = remedies.get(error.errno or 0, f"look after the disk, or choose another folder with {option}")
         reason = (error.strerror or str(error)).lower()
         safe = f"{consequence}; " if consequence else ""
         raise UserError(f"cannot write {what} ({reason}); {safe}{remedy}.") from error

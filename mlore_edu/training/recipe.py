@@ -126,12 +126,19 @@ class Recipe:
     """Validation images drawn with their labels and predictions at the end."""
 
     def __post_init__(self) -> None:
+        if self.data not in TASK_SETS:  # the command line checks this, a stored recipe may hold anything
+            raise UserError(f"there is no data set {self.data!r}; choose one of {', '.join(TASK_SETS)}.")
         task_set = self.task_set  # names a task that the data set lacks
         for task_name, _ in self.loss_weights:
             task_set[task_name]
+        for option, _ in self.model_options:
+            if option in {field.name for field in fields(self)}:
+                flag = "--" + option.replace("_", "-")
+                raise UserError(f"{option} is a field of the recipe, no option of the model; give it as {flag}.")
         limits = {
             "iterations": 1, "batch_size": 1, "accumulation": 1, "workers": 0, "log_interval": 1,
-            "checkpoint_interval": 1, "pictures": 0, "lr": 0, "weight_decay": 0, "poly_power": 0,
+            "checkpoint_interval": 1, "pictures": 0, "lr": 0, "weight_decay": 0, "poly_power": 0, "momentum": 0,
+            "drop_path_rate": 0,
         }  # fmt: skip
         for field_name, least in limits.items():
             if not getattr(self, field_name) >= least:  # also catches nan
@@ -140,6 +147,10 @@ class Recipe:
             raise UserError(f"eval_interval is {self.eval_interval}; give at least 1, or None for the end only.")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UserError(f"clip_norm is {self.clip_norm}; give a positive length, or None to leave gradients alone.")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}; give a number from 0 to {2**32 - 1}.")
+        if self.drop_path_rate >= 1:
+            raise UserError(f"drop_path_rate is {self.drop_path_rate}; give a probability below 1.")
         if not 0 < self.edge_positive_weight < 1:
             raise UserError(f"edge_positive_weight is {self.edge_positive_weight}; give a number between 0 and 1.")
         if min(self.img_size) < 16:
@@ -352,3 +363,5 @@ def load_recipe(run: Path) -> Recipe:
         return Recipe.from_json((run / "recipe.json").read_text())
     except OSError as error:
         raise UserError(f"{run} holds no recipe.json ({error.strerror}); give the folder of a run.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{run / 'recipe.json'} is damaged ({error}); start a new run with --run FOLDER.") from error

@@ -111,6 +111,8 @@ class RunFolder:
         """The content of ``metrics.json``: iteration, metrics and details; None while the run is not complete."""
         try:
             stored: dict[str, Any] = json.loads((self.path / "metrics.json").read_text())
+            if not (isinstance(stored, dict) and isinstance(stored.get("metrics"), dict)):
+                raise ValueError("it holds no metrics")
             return stored
         except FileNotFoundError:
             return None
@@ -160,7 +162,7 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a ``log.jsonl``; a last line cut off by a kill is left out.
+    """The entries of a ``log.jsonl``; a line cut off by a kill, or otherwise damaged, is left out.
 
     Each entry has ``iteration`` (steps done) and either ``loss``, ``losses`` (by task, unweighted), ``balance_loss``,
     ``gradient_norm`` (before clipping), ``learning_rate`` and ``images_per_second``, or ``metrics`` (by task).
@@ -168,10 +170,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     entries = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         with contextlib.suppress(ValueError):
             entries.append(json.loads(line))
-    return entries
+    return [entry for entry in entries if isinstance(entry, dict) and "iteration" in entry]
 
 
 def to_plain(value: Any) -> Any:

@@ -24,6 +24,10 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
 """What each ``augmentation`` of a recipe tells :func:`~mlore_edu.data.transforms.train_transform`."""
 
 
+LOOKED_AT = 16
+"""Validation images that are opened before training, spread evenly: mistakes in the data are better found early."""
+
+
 def make_model(recipe: Recipe, *, for_training: bool = True) -> MultiTaskModel:
     """The recipe's model; without ImageNet weights where a checkpoint will replace them anyway."""
     start = {"pretrained": recipe.pretrained, "weights": recipe.weights} if for_training else {}
@@ -45,12 +49,16 @@ def make_datasets(recipe: Recipe) -> tuple[LabelledImages, LabelledImages]:
     Raises
     ------
     UserError
-        If the data are not there, or not as they should be.
+        If the data are not there, or not as they should be, or validation images are larger than ``img_size``.
     """
     if recipe.data == "dollhouse" and not Path(recipe.root).exists():
         raise UserError(f"there is no Dollhouse at {recipe.root}; render it with '{recipe.data_command}'.")
     transform = train_transform(recipe.img_size, **AUGMENTATIONS[recipe.augmentation])
-    return open_dataset(recipe.data, recipe.root, "train", recipe.task_set, transform), make_validation_set(recipe)
+    train_set = open_dataset(recipe.data, recipe.root, "train", recipe.task_set, transform)
+    validation_set = make_validation_set(recipe)
+    for index in range(0, len(validation_set), -(-len(validation_set) // LOOKED_AT)):
+        validation_set[index]  # one larger than img_size would end the run in its evaluation, when all is trained
+    return train_set, validation_set
 
 
 def make_validation_set(recipe: Recipe) -> LabelledImages:
