@@ -148,7 +148,7 @@ def scene_files(layout: Layout, name: str) -> tuple[str, ...]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """A file is there as a whole or not at all, also when the machine stops in between."""
+    """A file is there as a whole or not at all, also when the program is ended in between."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.tmp")
     unfinished.write_bytes(content)
