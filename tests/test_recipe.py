@@ -72,6 +72,7 @@ def test_naming_no_task_means_all_and_naming_some_keeps_the_data_sets_order():
     [
         ({"tasks": ("deepth",)}, "deepth"),
         ({"loss_weights": (("deepth", 1.0),)}, "deepth"),
+        ({"loss_weights": (("depth", float("nan")),)}, "loss weight of depth is nan"),
         ({"iterations": 0}, "iterations"),
         ({"batch_size": 0}, "batch_size"),
         ({"lr": float("nan")}, "lr"),

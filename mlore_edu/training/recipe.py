@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -129,7 +130,9 @@ class Recipe:
         if self.data not in TASK_SETS:  # the command line checks this, a stored recipe may hold anything
             raise UserError(f"there is no data set {self.data!r}; choose one of {', '.join(TASK_SETS)}.")
         task_set = self.task_set  # names a task that the data set lacks
-        for task_name, _ in self.loss_weights:
+        for task_name, weight in self.loss_weights:
+            if not 0 <= weight < math.inf:  # also catches nan
+                raise UserError(f"the loss weight of {task_set[task_name].name} is {weight}; give at least 0.")
             task_set[task_name]
         for option, _ in self.model_options:
             if option in {field.name for field in fields(self)}:
