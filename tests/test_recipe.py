@@ -80,6 +80,7 @@ def test_naming_no_task_means_all_and_naming_some_keeps_the_data_sets_order():
         ({"clip_norm": 0.0}, "clip_norm"),
         ({"eval_interval": 0}, "eval_interval"),
         ({"edge_positive_weight": 1.0}, "edge_positive_weight"),
+        ({"workers": 1_000_000}, "at most 256"),
         ({"img_size": (8, 64)}, "img_size"),
         ({"batch_size": 16, "accumulation": 3}, "accumulation"),
         ({"data": "imagenet"}, "imagenet"),

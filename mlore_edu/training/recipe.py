@@ -25,9 +25,22 @@ from mlore_edu.tasks import TASK_SETS, TaskSet
 Option = int | float | bool | str
 
 FREE_FIELDS = frozenset(
-    {"root", "hardware", "difficulty", "workers", "log_interval", "eval_interval", "checkpoint_interval", "tensorboard"}
+    {
+        "root",
+        "hardware",
+        "difficulty",
+        "workers",
+        "log_interval",
+        "eval_interval",
+        "checkpoint_interval",
+        "tensorboard",
+        "pictures",
+    }
 )
 """Fields that may change when a run goes on, because they do not change what it learns."""
+
+MOST_WORKERS = 256
+"""More loading processes than any machine has use for; each is a whole Python."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +159,8 @@ class Recipe:
         for field_name, least in limits.items():
             if not getattr(self, field_name) >= least:  # also catches nan
                 raise UserError(f"{field_name} is {getattr(self, field_name)}; give at least {least}.")
+        if self.workers > MOST_WORKERS:
+            raise UserError(f"workers is {self.workers}; give at most {MOST_WORKERS}, about one per core.")
         if self.eval_interval is not None and self.eval_interval < 1:
             raise UserError(f"eval_interval is {self.eval_interval}; give at least 1, or None for the end only.")
         if self.clip_norm is not None and not self.clip_norm > 0:
