@@ -317,3 +317,24 @@ def test_two_processes_train_one_run_and_judge_every_image_once(data, tmp_path):
     assert result["details"]["edge"]["images"] == 2
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [entry["iteration"] for entry in log] == [1, 2, 2]
+
+
+def test_a_read_only_data_folder_serves_training_and_evaluation_and_is_left_as_it_was(data, tmp_path):
+    root, run = tmp_path / "data", tmp_path / "run"
+    subprocess.run(["cp", "-r", str(data), str(root)], check=True)
+    subprocess.run(["chmod", "-R", "a-w", str(root)], check=True)
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_mode) for path in root.rglob("*")}
+    assert cli.main(["train", *TINY, "--root", str(root), "--run", str(run)]) == 0
+    assert cli.main(["evaluate", str(run)]) == 0
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_mode) for path in root.rglob("*")} == before
+    subprocess.run(["chmod", "-R", "u+w", str(root)], check=True)
+
+
+def test_rendering_into_a_folder_one_may_not_write_to_is_one_sentence(tmp_path, capsys, monkeypatch):
+    def forbidden(*arguments):
+        raise PermissionError(13, "Permission denied")  # permissions do not bind the root user who may run this test
+
+    monkeypatch.setattr("os.replace", forbidden)
+    words = ["--root", tmp_path / "rooms", "--size", "64", "--train", "1", "--val", "1", "--workers", "1"]
+    sentence = complaint(capsys, "dollhouse", *words)
+    assert "(Permission denied); make room or grant permission there, then run the same command to go on." in sentence
