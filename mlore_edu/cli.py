@@ -166,15 +166,17 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from mlore_edu.atomic import write_atomically
     from mlore_edu.evaluation import evaluate_run
-    from mlore_edu.training.checkpoint import explain_disk_errors, write_atomically
+    from mlore_edu.training.checkpoint import explain_disk_errors
     from mlore_edu.training.recipe import load_recipe
     from mlore_edu.training.run_folder import RunFolder, to_plain
 
     if options.json and not options.json.parent.is_dir():  # said now, not after hours of counting boundaries
         raise UserError(f"there is no folder {options.json.parent}; make it, or choose another with --json.")
     result = evaluate_run(options.run, root=options.root, boundary_protocol=options.boundary_protocol)
-    print(results_table(load_recipe(options.run).task_set, result.metrics))
+    tasks = load_recipe(options.run).task_set
+    print(results_table(tasks, result.metrics))
     stored = RunFolder(options.run).read_metrics()
     if stored is None:
         print("this run is not complete yet: these are the numbers of its last checkpoint")
@@ -182,7 +184,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         print("equal to the numbers at the end of the run, to the last digit")
     else:
         print("at the end of the run it was")
-        print(results_table(load_recipe(options.run).task_set, stored["metrics"]))
+        print(results_table(tasks, stored["metrics"]))
     if options.json:
         content = json.dumps(to_plain({"metrics": result.metrics, "details": result.details}), indent=2)
         with explain_disk_errors(str(options.json), option="--json"):

@@ -146,16 +146,6 @@ def test_a_damaged_only_checkpoint_says_that_there_is_no_earlier_one(tmp_path):
         checkpoint.load(path)
 
 
-def test_a_file_is_replaced_in_one_step_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "metrics.json"
-    checkpoint.write_atomically(path, b"old")
-    monkeypatch.setattr(os, "fsync", FullDisk(os.fsync, 0))
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 @pytest.mark.parametrize(
     ("number", "remedy"),
     [(errno.EROFS, "writable disk"), (errno.EACCES, "may write to"), (errno.EIO, "look after the disk")],

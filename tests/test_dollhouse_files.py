@@ -375,7 +375,7 @@ def test_ctrl_c_ends_all_workers_and_says_how_to_go_on(tmp_path):
     assert b"interrupted; 'mlore-edu dollhouse --root" in errors
     assert b"BrokenProcessPool" not in errors
     assert_only_whole_files(tmp_path / "stopped")
-    assert not list((tmp_path / "stopped").rglob(".*.tmp"))
+    assert not list((tmp_path / "stopped").rglob(".*.draft"))
     written = contents(tmp_path / "stopped").keys()
     time.sleep(1)
     assert contents(tmp_path / "stopped").keys() == written  # nobody is left rendering

@@ -277,13 +277,13 @@ def test_ctrl_c_during_an_evaluation_loses_only_the_evaluation(tmp_path, unbroke
 
 
 VICTIMS = {
-    "in the middle of the fourth step": ("engine.Training._clip", 4),
-    "before the folder holds its recipe": ("checkpoint._write", 2),
-    "between two files of the second checkpoint": ("checkpoint._write", 8),
-    "before the third checkpoint": ("checkpoint.safetensors.torch.save", 3),
-    "trained to the end and not yet judged": ("report.Report.conclude", 1),
-    "judged and metrics.json not yet written": ("report.draw", 1),
-    "before a line of the log": ("run_folder.Log.write", 6),
+    "in the middle of the fourth step": ("training.engine:Training._clip", 4),
+    "before the folder holds its recipe": ("atomic:write_durably", 2),
+    "between two files of the second checkpoint": ("atomic:write_durably", 8),
+    "before the third checkpoint": ("training.checkpoint:safetensors.torch.save", 3),
+    "trained to the end and not yet judged": ("training.report:Report.conclude", 1),
+    "judged and metrics.json not yet written": ("training.report:draw", 1),
+    "before a line of the log": ("training.run_folder:Log.write", 6),
 }
 """Moments at which a run is killed: the n-th call of a function."""
 
@@ -301,8 +301,9 @@ def killed(tmp_path_factory):
             if child := os.fork():
                 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, victim
                 continue
-            module, path, function = victim.split(".")[0], victim.split(".")[1:-1], victim.split(".")[-1]
-            owner = importlib.import_module("mlore_edu.training." + module)
+            module, path = victim.split(":")
+            *path, function = path.split(".")
+            owner = importlib.import_module("mlore_edu." + module)
             owner = attrgetter(".".join(path))(owner) if path else owner
             original, countdown = getattr(owner, function), Countdown(call, die)
             setattr(owner, function, lambda *words, **options: [countdown(), original(*words, **options)][1])

@@ -807,6 +807,17 @@ scores = {
     "blind": {task.name: score(task, blind[task.name]) for task in tasks},
     "ours": {task.name: score(task, answers[task.name]) for task in tasks},
 }
+
+# %% [markdown]
+# The library has the blind predictor too, as `constant_predictor_scores` with one constant for each pixel.
+
+# %%
+from mlore_edu.evaluation import constant_predictor_scores
+
+library = constant_predictor_scores(unflipped, validation, tasks, per_pixel=True)
+for name, value in library.items():
+    assert math.isclose(value, scores["blind"][name], rel_tol=1e-3), name
+
 # %%
 factors = dict(zip(tasks.names, (1.8, 2.5, 2.5, 1.6, 1.4, 1.4)))
 for task in tasks:

@@ -28,7 +28,7 @@ from mlore_edu.data.dollhouse_layouts import (
     Layout,
     scene_files,
     scene_name,
-    write_atomically,
+    write_file,
     write_scene,
 )
 from mlore_edu.data.files import class_map, depth_map, normals_map, open_split
@@ -149,17 +149,14 @@ class DollhouseFolder(LabelledImages):
 
     def _label(self, task: str, path: str, shape: tuple[int, int]) -> Any:
         if task == "normals":
-            pixels = self.folder.pixels(path)
-            self.folder.check_shape(path, pixels, (*shape, 3))
-            return normals_map(labels.decode_normals(pixels, shortest=0.5))
+            return normals_map(labels.decode_normals(self.folder.coloured(path, shape), shortest=0.5))
+        if task == "edge":
+            return class_map(self.folder.mask(path, shape))
         pixels = self.folder.grey(path, shape)
         if task == "depth":
             return depth_map(labels.decode_depth(pixels))
         if task == "saliency":
             return class_map(labels.decode_saliency(pixels))
-        if task == "edge":
-            self.folder.check_values(path, pixels, 0)  # 0 and 255 alone
-            return class_map(pixels // 255)
         self.folder.check_values(path, pixels, len(DOLLHOUSE_CLASSES if task == "semseg" else PART_NAMES) - 1)
         return class_map(pixels)
 
@@ -297,7 +294,7 @@ def _refuse_other_content(root: Path, settings: Settings) -> None:
         raise UserError(f"{root} is a file; choose another folder.")
     stored = _stored(root)
     if stored is None:
-        if root.exists() and any(path.name != ".dataset.json.tmp" for path in root.iterdir()):
+        if root.exists() and any(path.name != ".dataset.json.draft" for path in root.iterdir()):
             raise UserError(f"{root} is not empty and holds no Dollhouse; choose another folder.")
         return
     for name, value in asdict(settings).items():
@@ -316,7 +313,7 @@ def _describe(root: Path, settings: Settings, content_hash: str | None) -> None:
         "classes": DOLLHOUSE_CLASSES,
         "content_hash": content_hash,
     }
-    write_atomically(root / "dataset.json", json.dumps(content, indent=1).encode())
+    write_file(root / "dataset.json", json.dumps(content, indent=1).encode())
 
 
 def _sha256(path: Path) -> str | None:
@@ -352,7 +349,7 @@ def _render_missing(root: Path, settings: Settings, sums: dict[str, str], worker
         for seed in seeds
         if scene_files(settings.layout, scene_name(seed))[0] not in sums
     ]
-    write_atomically(root / "SHA256SUMS", _sums_text(sums).encode())
+    write_file(root / "SHA256SUMS", _sums_text(sums).encode())
     bar = tqdm(total=len(seeds), initial=len(seeds) - len(jobs), desc=str(root), unit="scene", disable=not progress)
     with bar, (root / "SHA256SUMS").open("a", encoding="utf-8") as sums_file:
         for written in _in_parallel(jobs, workers):
@@ -386,10 +383,10 @@ def _complete(root: Path, settings: Settings, sums: dict[str, str]) -> str:
     for split in ("train", "val"):
         path = SPLIT_FILES[settings.layout].format(split)
         content = "".join(f"{scene_name(seed)}\n" for seed in settings.seeds(split)).encode()
-        write_atomically(root / path, content)
+        write_file(root / path, content)
         sums[path] = hashlib.sha256(content).hexdigest()
     text = _sums_text(sums).encode()
-    write_atomically(root / "SHA256SUMS", text)
+    write_file(root / "SHA256SUMS", text)
     content_hash = hashlib.sha256(text).hexdigest()
     _describe(root, settings, content_hash)
     return content_hash

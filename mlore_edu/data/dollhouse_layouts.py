@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy.io import savemat
 
+from mlore_edu.atomic import write_atomically
 from mlore_edu.data import labels
 from mlore_edu.data.dollhouse import Scene, scene
 from mlore_edu.tasks import DOLLHOUSE_CLASSES, NYUD_CLASSES, PASCAL_CLASSES
@@ -147,12 +147,10 @@ def scene_files(layout: Layout, name: str) -> tuple[str, ...]:
     return tuple(path.format(name) for path in ENCODERS[layout])
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """A file is there as a whole or not at all, also when the program is ended in between."""
+def write_file(path: Path, content: bytes) -> None:
+    """A file of the data set, as a whole or not at all; its folders are made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
+    write_atomically(path, content, durable=False)  # it can be rendered again
 
 
 def write_scene(job: Job) -> dict[str, str]:
@@ -173,7 +171,7 @@ def write_scene(job: Job) -> dict[str, str]:
     rendered, name = scene(seed, size, difficulty), scene_name(seed)
     for pattern, encode in ENCODERS[layout].items():
         path, content = pattern.format(name), encode(rendered, name)
-        write_atomically(Path(root) / path, content)
+        write_file(Path(root) / path, content)
         written[path] = hashlib.sha256(content).hexdigest()
     return written
 

@@ -96,6 +96,18 @@ class Folder:
         self.check_shape(name, pixels, shape)
         return pixels
 
+    def coloured(self, name: str, shape: tuple[int, int]) -> Array:
+        """An image file with three channels and the size of the picture."""
+        pixels = self.pixels(name)
+        self.check_shape(name, pixels, (*shape, 3))
+        return pixels
+
+    def mask(self, name: str, shape: tuple[int, int]) -> Array:
+        """An image file of 0 and 255 alone, as 0 and 1."""
+        pixels = self.grey(name, shape)
+        self.check_values(name, pixels, 0)
+        return pixels // IGNORE
+
     def check_shape(self, name: str, values: Array, shape: tuple[int, ...]) -> None:
         """Labels have the size of their image."""
         if values.shape != shape:

@@ -101,11 +101,5 @@ class NYUDv2(LabelledImages):
             self.folder.check_shape(path, depth, shape)
             return depth_map(labels.valid_depth(depth))
         if task == "normals":
-            path = f"normals/{name}.png"
-            pixels = self.folder.pixels(path)
-            self.folder.check_shape(path, pixels, (*shape, 3))
-            return normals_map(labels.decode_normals(pixels))
-        path = f"edge/{name}.png"
-        edge = self.folder.grey(path, shape)
-        self.folder.check_values(path, edge, 0)  # 0 and 255 alone
-        return class_map(edge // 255)
+            return normals_map(labels.decode_normals(self.folder.coloured(f"normals/{name}.png", shape)))
+        return class_map(self.folder.mask(f"edge/{name}.png", shape))

@@ -66,9 +66,7 @@ class PASCALContext(LabelledImages):
             return class_map(labels.decode_saliency(self.folder.grey(f"sal_distill/{name}.png", shape)))
         assert labelmap is not None
         if task == "normals":
-            path = f"normals_distill/{name}.png"
-            pixels = self.folder.pixels(path)
-            self.folder.check_shape(path, pixels, (*shape, 3))
+            pixels = self.folder.coloured(f"normals_distill/{name}.png", shape)
             return normals_map(labels.mask_normals(labels.decode_normals(pixels), labelmap))
         return class_map(labels.labelmap_boundaries(labelmap))
 

@@ -29,6 +29,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mlore_edu import atomic
 from mlore_edu.errors import UserError
 
 WEIGHTS, TRAINING, CHECKSUMS = "model.safetensors", "training.pt", "checksums.json"
@@ -66,24 +67,6 @@ def explain_disk_errors(what: str, consequence: str = "", option: str = "--run")
         reason = (error.strerror or str(error)).lower()
         safe = f"{consequence}; " if consequence else ""
         raise UserError(f"cannot write {what} ({reason}); {safe}{remedy}.") from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it holds the old or the new content at any moment, never a part of the new one."""
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        _write(draft, content)
-        os.replace(draft, path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())  # otherwise a power cut may leave the new name with the content still in memory
 
 
 def save(folder: Path, iteration: int, model_state: Mapping[str, Tensor], training_state: dict[str, Any]) -> Path:
@@ -136,7 +119,7 @@ def _write_files(draft: Path, model_state: Mapping[str, Tensor], training_state:
     contents = {WEIGHTS: safetensors.torch.save(weights), TRAINING: buffer.getvalue()}
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     for name, content in {**contents, CHECKSUMS: json.dumps(sums).encode()}.items():
-        _write(draft / name, content)
+        atomic.write_durably(draft / name, content)
     _sync_folder(draft)
 
 

@@ -29,9 +29,10 @@ import torch
 from torch import Tensor
 
 import mlore_edu
+from mlore_edu.atomic import write_atomically
 from mlore_edu.errors import UserError
 from mlore_edu.training import distributed
-from mlore_edu.training.checkpoint import explain_disk_errors, write_atomically
+from mlore_edu.training.checkpoint import explain_disk_errors
 from mlore_edu.training.recipe import Recipe, load_recipe
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "numba", "pillow", "safetensors")
