@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from mlore_edu.backbones import BACKBONES, Backbone, build_backbone
 from mlore_edu.decoders.base import DecoderOutput, MapShape, resize
 from mlore_edu.decoders.baseline import BaselineDecoder
+from mlore_edu.decoders.mlore import MLoREDecoder
+from mlore_edu.decoders.moe import MoEDecoder
 from mlore_edu.errors import UserError
 from mlore_edu.heads import PredictionHead
 from mlore_edu.tasks import TaskSet
 
 DECODERS: dict[str, Callable[..., Any]] = {
     "baseline": BaselineDecoder,
+    "moe": MoEDecoder,
+    "mlore": MLoREDecoder,
 }
 """Decoders by name; a model is called ``<decoder>_<backbone>``."""
 
@@ -130,9 +134,9 @@ def build_model(
     head_stride
         The heads work at 1/``head_stride`` of the image's resolution: 4, and 2 with ``vit_nano``, if not given.
     channels
-        Width C of the decoder; see :data:`WIDTHS` for what it is if not given.
+        Width C of the decoder; see :data:`WIDTHS` for what it is if not given, or the decoder's own ``preset``.
     **decoder_overrides
-        Options of the decoder, by name.
+        Options of the decoder, by name; they replace those of its ``preset`` for the backbone, where it has one.
 
     Raises
     ------
@@ -151,11 +155,20 @@ def build_model(
     )
     height, width = img_size
     maps = [MapShape(c, height // s, width // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
-    decoder = decoder_class(tasks, maps, channels=channels or WIDTHS[backbone_name], **decoder_overrides)
+    options = {"channels": WIDTHS[backbone_name], **_preset(decoder_class, backbone_name, tasks, decoder_overrides)}
+    decoder = decoder_class(tasks, maps, **(options | decoder_overrides | ({"channels": channels} if channels else {})))
     stride = head_stride or HEAD_STRIDES.get(backbone_name, 4)
     size = (height // stride, width // stride)
     heads = {task.name: PredictionHead(decoder.channels, task.channels, size) for task in tasks}
     return MultiTaskModel(backbone, decoder, heads)
+
+
+def _preset(
+    decoder_class: Callable[..., Any], backbone: str, tasks: TaskSet, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Options that a decoder proposes for a backbone; none, where it has no ``preset``."""
+    preset: Callable[..., dict[str, Any]] | None = getattr(decoder_class, "preset", None)
+    return preset(backbone, tasks, options) if preset else {}
 
 
 def list_models() -> list[str]:
