@@ -9,7 +9,7 @@ from mlore_edu.metrics.boundary import (
 )
 from mlore_edu.metrics.depth import DepthRMSE
 from mlore_edu.metrics.meter import Meter
-from mlore_edu.metrics.multitask_gain import multitask_gain
+from mlore_edu.metrics.multitask_gain import implied_baselines, multitask_gain
 from mlore_edu.metrics.normals import NormalError, angular_error
 from mlore_edu.metrics.saliency import MaxF, Variant
 from mlore_edu.metrics.segmentation import MeanIoU
@@ -27,6 +27,7 @@ __all__ = [
     "Meter",
     "NormalError",
     "angular_error",
+    "implied_baselines",
     "make_meters",
     "multitask_gain",
 ]
