@@ -102,8 +102,8 @@ def test_only_fields_that_decide_what_is_learned_count_as_differences():
 
 
 def test_an_unknown_recipe_is_answered_with_the_closest_names():
-    with pytest.raises(UserError, match=r"'dolhouse_nano'; did you mean dollhouse_baseline_nano"):
-        find_recipe("dolhouse_nano")
+    with pytest.raises(UserError, match=r"'dolhouse_baseline'; did you mean dollhouse_baseline_nano"):
+        find_recipe("dolhouse_baseline")
     with pytest.raises(UserError, match=r"'qqq'; 'mlore-edu recipes' lists all"):
         find_recipe("qqq")
     assert find_recipe(NANO.name) is NANO

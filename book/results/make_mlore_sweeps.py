@@ -1,0 +1,306 @@
+"""Train the sweeps behind MLoRE's tables on Dollhouse; write mlore_sweeps.json (chapter 9) and mlore_routing.json.
+
+    python book/results/make_mlore_sweeps.py table2
+    python book/results/make_mlore_sweeps.py all --seeds 3 --workers 2
+
+Renders data/dollhouse_64 if it is not there, and trains in runs/mlore_sweeps, one thread a run. A configuration that
+several sweeps share is trained once; what is in the file or in the run folders already is not made again, so an
+interrupted sweep goes on where it was. One run takes one to three minutes of one core, all of them about four hours.
+The single-task runs behind Δm are chapter 3's (make_chapter03.py), which have the same data and the same budget.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import shlex
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from record import HERE, record
+
+from mlore_edu.cli import main as mlore_edu
+from mlore_edu.data.loaders import make_loader
+from mlore_edu.training import checkpoint
+from mlore_edu.training.recipe import load_recipe
+from mlore_edu.training.setup import make_model, make_validation_set
+
+ROOT = HERE.parents[1]
+RUNS = Path("runs/mlore_sweeps")
+DATA = "dollhouse --root data/dollhouse_64 --size 64 --difficulty easy --train 400 --val 100"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One network: the recipe dollhouse_<decoder>_nano_64, and what differs from it."""
+
+    decoder: str = "mlore"
+    options: dict = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """A name that says everything, also of the run's folder."""
+        pairs = (f"{name}={value}" for name, value in sorted(self.options.items()))
+        return " ".join([self.decoder, *pairs])
+
+    def command(self, seed: int) -> str:
+        """The command of one run."""
+        flags = "--iterations 300 --workers 0 --pictures 0"
+        pairs = " ".join(f"{name} {value}" for name, value in self.options.items())
+        options = f" --model-options {pairs}" if pairs else ""
+        return (
+            f"train dollhouse_{self.decoder}_nano_64 {flags} --seed {seed}{options}"
+            f" --run {self.folder(seed)}"
+        )
+
+    def folder(self, seed: int) -> Path:
+        """Where the run lies."""
+        return RUNS / f"{self.key.replace(' ', '_')}_seed_{seed}"
+
+
+def mlore(**options) -> Configuration:
+    """MLoRE with the options of vit_nano (width 32, ranks 2 to 16, R = 8), but for those given."""
+    return Configuration("mlore", options)
+
+
+FULL = mlore()
+LORE = {"generic": False, "task_experts": False}
+CONV = {**LORE, "experts_kind": "conv"}
+NO_GENERIC = mlore(generic=False)
+
+SWEEPS: dict[str, dict[str, Configuration]] = {
+    # Rows bear the names of the paper's rows. The ranks of vit_nano are an eighth of the paper's.
+    "table2": {
+        "Baseline": Configuration("baseline"),
+        "Baseline + MoE": mlore(**CONV),
+        "Baseline + LoRE": mlore(**LORE),
+        "+ GC": mlore(task_experts=False),
+        "+ SPE": FULL,
+    },
+    "routing": {"with the generic path": FULL, "without": NO_GENERIC},
+    "table4": {
+        "basic": mlore(router="basic"),
+        "basic+pos.": FULL,
+        "only pos.": mlore(router="position"),
+        "w/o sample-dep": mlore(router="static"),
+    },
+    "table3": {
+        "2/2": mlore(min_rank=2, max_rank=2),
+        "2/16": FULL,
+        "16/16": mlore(min_rank=16, max_rank=16),
+    },
+    "supplement3": {
+        "0": mlore(experts=0),
+        "5": mlore(experts=5),
+        "10": mlore(experts=10),
+        "15": FULL,
+        "20": mlore(experts=20),
+    },
+    "supplement4": {
+        "3": mlore(k=3),
+        "6": mlore(k=6),
+        "9": FULL,
+        "12": mlore(k=12),
+        "15": mlore(k=15),
+    },
+    "supplement5": {
+        "MLoRE": FULL,
+        "MLoRE, no balance": mlore(balance_weight=0),
+        "LoRE": mlore(**LORE),
+        "LoRE, no balance": mlore(**LORE, balance_weight=0),
+        "MoE": mlore(**CONV),
+        "MoE, no balance": mlore(**CONV, balance_weight=0),
+    },
+    "supplement1": {"1": mlore(modules=1), "2": FULL, "3": mlore(modules=3)},
+    # Low ranks as shares of the width: 16 and 128 of the paper's 640 are 0.8 and 6.4 of 32.
+    "supplement2": {
+        "rank 1": mlore(generic_rank=1),
+        "rank 6": mlore(generic_rank=6),
+        "plain 3×3": FULL,
+    },
+    # No table of the paper: the stopped gradient, the two kinds of MoE, the released code's choices.
+    "others": {
+        "gradient stopped": FULL,
+        "gradient not stopped": mlore(stop_gradient=False),
+        "released": mlore(variant="released"),
+        "MoE decoder of Sec. 3.2": Configuration("moe"),
+    },
+}
+ALIASES = {
+    "fig3": ("supplement3", "supplement4"),
+    "all": tuple(SWEEPS),
+}
+
+
+def run(configuration: Configuration, seed: int) -> dict:
+    """Train one network with one command of `mlore-edu`, and collect what its run folder tells."""
+    started = time.process_time()
+    command, said = configuration.command(seed), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = mlore_edu(shlex.split(command))
+    if code:
+        raise RuntimeError(
+            f"mlore-edu {command} ended with code {code}: {said.getvalue()[-500:]}"
+        )
+    told = record(configuration.folder(seed))
+    losses = told["curve"]["losses"].values()
+    model = make_model(load_recipe(configuration.folder(seed)), for_training=False)
+    return {
+        "key": configuration.key,
+        "seed": seed,
+        "command": f"mlore-edu {command}",
+        "commit": told["commit"][:12],
+        "decoder": configuration.decoder,
+        "options": configuration.options,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "cpu_seconds": round(time.process_time() - started),
+        "metrics": {
+            name: round(value, 4) for name, value in told["metrics"].items()
+        },
+        # the tasks' losses added without their weights, every 30th step
+        "curve": [round(sum(step), 3) for step in list(zip(*losses))[2::3]],
+        "made_with": {key: told[key] for key in ("hardware", "versions")},
+    }
+
+
+def routing(configuration: Configuration, seed: int) -> dict:
+    """How a trained network uses its experts on the validation images, for every module."""
+    folder = configuration.folder(seed)
+    recipe = load_recipe(folder)
+    model = make_model(recipe, for_training=False)
+    weights, _ = checkpoint.load(checkpoint.latest(folder / "checkpoints"))
+    model.load_state_dict(weights)
+    model.eval()
+    images = make_loader(make_validation_set(recipe), 50, train=False)
+    with torch.no_grad():
+        batches = [model(batch["image"]).routing for batch in images]
+    modules = {}
+    for name in batches[0]:
+        gates = torch.cat([batch[name] for batch in batches])  # (images, T, N)
+        tasks = (gates > 0).sum(dim=1)  # (images, N): how many tasks use an expert
+        counts = (tasks[..., None] == torch.arange(gates.shape[1] + 1)).sum(
+            dim=0
+        )  # (N, T + 1)
+        modules[name] = {
+            "mean_gate": [
+                [round(gate, 4) for gate in row]
+                for row in gates.mean(dim=0).tolist()
+            ],
+            "active_images": (gates > 0).sum(dim=0).tolist(),  # (T, N)
+            "images_by_tasks": counts.tolist(),
+        }
+    return {
+        "key": configuration.key,
+        "seed": seed,
+        "images": len(gates),
+        "modules": modules,
+    }
+
+
+def read(path: Path) -> dict:
+    """What is recorded already."""
+    return json.loads(path.read_text()) if path.exists() else {"runs": []}
+
+
+def write(path: Path, content: dict) -> None:
+    """Store the record, one run a line; never half of it."""
+    head = json.dumps(
+        {name: value for name, value in content.items() if name != "runs"}, indent=1
+    )
+    rows = ",\n".join(
+        json.dumps(run, ensure_ascii=False) for run in content["runs"]
+    )
+    draft = path.with_suffix(".draft")
+    draft.write_text(f'{head[:-2]},\n "runs": [\n{rows}\n ]\n}}\n')
+    draft.replace(path)
+
+
+def add(told: dict) -> None:
+    """Add one run to the record."""
+    path = HERE / "mlore_sweeps.json"
+    made_with = told.pop("made_with")
+    runs = read(path)["runs"]
+    if runs and {name: read(path)[name] for name in made_with} != made_with:
+        raise RuntimeError(
+            f"{path} was made on another machine or with other versions; move it away to make all runs again."
+        )
+    content = {
+        "command": "python book/results/make_mlore_sweeps.py all",
+        **made_with,
+        "data_command": f"mlore-edu {DATA}",
+        "sweeps": {
+            name: {row: c.key for row, c in rows.items()}
+            for name, rows in SWEEPS.items()
+        },
+        "runs": [*runs, told],
+    }
+    write(path, content)
+
+
+def train(names: list[str], seeds: int, workers: int) -> None:
+    """Train what the named sweeps need and the record lacks."""
+    wanted = {
+        (configuration.key, seed): configuration
+        for name in names
+        for configuration in SWEEPS[name].values()
+        for seed in range(seeds)
+    }
+    known = {
+        (run["key"], run["seed"])
+        for run in read(HERE / "mlore_sweeps.json")["runs"]
+    }
+    missing = [
+        (c, seed) for (key, seed), c in wanted.items() if (key, seed) not in known
+    ]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting = [pool.submit(run, *choice) for choice in missing]
+        for number, finished in enumerate(as_completed(waiting), start=1):
+            told = finished.result()
+            print(
+                f"{number} of {len(missing)}: {told['key']}, seed {told['seed']}",
+                flush=True,
+            )
+            add(told)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("sweep", choices=[*SWEEPS, *ALIASES])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    chosen = parser.parse_args()
+    os.chdir(ROOT)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that train
+    if not Path("data/dollhouse_64").exists() and mlore_edu(shlex.split(DATA)):
+        raise SystemExit(2)
+    names = list(ALIASES.get(chosen.sweep, (chosen.sweep,)))
+    train(names, chosen.seeds, chosen.workers)
+    if "routing" in names:
+        runs = [
+            routing(configuration, seed)
+            for configuration in SWEEPS["routing"].values()
+            for seed in range(chosen.seeds)
+        ]
+        recorded = read(HERE / "mlore_sweeps.json")
+        content = {
+            "command": "python book/results/make_mlore_sweeps.py routing",
+            **{
+                name: recorded[name]
+                for name in ("hardware", "versions", "data_command")
+            },
+            "commit": next(
+                r["commit"] for r in recorded["runs"] if r["key"] == FULL.key
+            ),
+            "runs": runs,
+        }
+        write(HERE / "mlore_routing.json", content)
+
+
+if __name__ == "__main__":
+    main()
