@@ -80,7 +80,7 @@ class LowRankExperts(nn.Module):
         gate_of_rank = gates.flatten(0, 1)[:, self.expert_of_rank].to(hidden.dtype)  # (B*T, sum r)
         hidden = hidden * gate_of_rank[:, :, None, None]
         mixed = F.conv2d(hidden, self.up_weight[:, :, None, None])  # (B*T, C, H, W)
-        bias = gates @ self.up_bias  # (B, T, C)
+        bias = mix(gates, self.up_bias)  # (B, T, C)
         return torch.unflatten(mixed, 0, features.shape[:2]) + bias[..., None, None]  # (B, T, C, H, W)
 
     def merged(self, features: Tensor, gates: Tensor) -> Tensor:

@@ -280,11 +280,19 @@ class MLoREDecoder(nn.Module):
         plain_maps: int = 0,
     ) -> None:
         super().__init__()
-        if not experts and not generic and generic_rank is None and not task_experts:
-            raise UserError("An MLoRE module needs a path; leave in experts, generic or task_experts.")
         _check_choice("variant", variant, get_args(Variant))
         _check_choice("experts_kind", experts_kind, ("low_rank", "conv"))
+        _check_choice("router", router, get_args(RouterKind))
         _check_choice("form", form, get_args(Form))
+        _check_switches(generic=generic, task_experts=task_experts, stop_gradient=stop_gradient)
+        _check_switches(softmax_first=softmax_first, noise=noise)
+        _check_whole(1, modules=modules, task_rank=task_rank, generic_rank=1 if generic_rank is None else generic_rank)
+        _check_whole(0, plain_maps=plain_maps, experts=experts)
+        _check_paths(experts, generic, generic_rank, task_experts, stop_gradient)
+        if plain_maps >= len(maps):
+            raise UserError(f"plain_maps is {plain_maps} of {len(maps)} maps; leave at least one to the modules.")
+        if not isinstance(balance_weight, (int, float)) or not 0 <= balance_weight < torch.inf:
+            raise UserError(f"balance_weight is {balance_weight!r}; give a number of at least 0.")
         self.task_names, self.channels, self.balance_weight = tasks.names, channels, balance_weight
         self.size = max((shape.height, shape.width) for shape in maps)
         released = variant == "released"
@@ -339,7 +347,9 @@ class MLoREDecoder(nn.Module):
     @staticmethod
     def preset(backbone: str, tasks: TaskSet, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options that go with a backbone and a data set, where the caller gives none of their own."""
-        size = backbone.rpartition("_")[2]
+        family, _, size = backbone.partition("_")
+        if family == "swin":
+            return dict(SMALL)
         if options.get("variant") == "released":
             key = (size, "NYUD" if tasks.name == NYUD_V2.name else "PASCAL")
             return dict(RELEASED.get(key, RELEASED.get((size, "PASCAL"), SIZES.get(size, SMALL))))
@@ -355,7 +365,7 @@ SIZES: dict[str, dict[str, Any]] = {
 """By size of the ViT: what the paper's text says (Secs. 4.1 and 4.4), and what suits the chapters' small model."""
 
 SMALL: dict[str, Any] = {"min_rank": 2, "max_rank": 16, "task_rank": 8}
-"""For backbones of which the papers say nothing (HRNet18: supplement, Table 7); assumed."""
+"""For the narrow decoders of pyramids, of which the papers say nothing (HRNet18: supplement, Table 7); assumed."""
 
 RELEASED: dict[tuple[str, str], dict[str, Any]] = {
     ("small", "PASCAL"): {"channels": 192, "min_rank": 8, "max_rank": 64, "task_rank": 32, "balance_weight": 1e-4},
@@ -374,11 +384,10 @@ RELEASED: dict[tuple[str, str], dict[str, Any]] = {
 
 def rank_schedule(experts: int, lowest: int, highest: int) -> tuple[int, ...]:
     """Ranks of N experts, evenly spaced from the lowest to the highest and rounded; 15 from 16 to 128 step by 8."""
-    if experts < 0 or lowest < 1 or highest < lowest:
-        raise UserError(
-            f"{experts} experts with ranks from {lowest} to {highest} do not exist; "
-            "give experts >= 0 and 1 <= min_rank <= max_rank."
-        )
+    _check_whole(0, experts=experts)
+    _check_whole(1, min_rank=lowest, max_rank=highest)
+    if highest < lowest:
+        raise UserError(f"max_rank is {highest}, below min_rank {lowest}; give 1 <= min_rank <= max_rank.")
     step = (highest - lowest) / max(experts - 1, 1)
     return tuple(round(lowest + step * expert) for expert in range(experts))
 
@@ -387,11 +396,38 @@ def active_experts(experts: int, k: int | None) -> int:
     """K as given, or 60 % of N, at least 1 (Fig. 3)."""
     if k is None:
         return max(1, round(0.6 * experts))
-    if not 1 <= k <= max(experts, 1):
-        raise UserError(f"k is {k}; give a number of active experts from 1 to {experts}.")
+    if type(k) is not int or not 1 <= k <= max(experts, 1):
+        raise UserError(f"k is {k!r}; give a number of active experts from 1 to {max(experts, 1)}.")
     return k
 
 
 def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise UserError(f"{option} is {value!r}; choose one of {', '.join(choices)}.")
+
+
+def _check_whole(least: int, **options: Any) -> None:
+    """Options come from the command line too, where any word may be given for a number."""
+    for option, value in options.items():
+        if type(value) is not int or value < least:
+            raise UserError(f"{option} is {value!r}; give a whole number of at least {least}.")
+
+
+def _check_switches(**options: Any) -> None:
+    for option, value in options.items():
+        if not isinstance(value, bool):
+            raise UserError(f"{option} is {value!r}; give True or False.")
+
+
+def _check_paths(experts: int, generic: bool, rank: int | None, task_experts: bool, stop_gradient: bool) -> None:
+    if rank is not None and not generic:
+        raise UserError(f"generic_rank is {rank}, but generic is False; leave one of them out.")
+    if experts or task_experts:
+        return
+    if not generic:
+        raise UserError("An MLoRE module needs a path; leave in experts, generic or task_experts.")
+    if stop_gradient:
+        raise UserError(
+            "Nothing below a generic path alone would learn, since its gradient is stopped; "
+            "leave in experts or task_experts, or give stop_gradient=False."
+        )
