@@ -123,7 +123,7 @@ def implied_baselines(
 
 
 def _extremes(slope: Array, target: Array, rounding: float) -> Array | None:
-    """Points (2T, T) where some x_t is smallest or largest among all x ≥ 0 that miss no target by more than the rounding.
+    """Points (2T, T) with the smallest or the largest x_t among all x ≥ 0 that miss no target by more than rounding.
 
     Their mean lies in that region too, since it is convex. None if the region is empty.
     """
