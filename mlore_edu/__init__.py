@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlore_edu import published as published
     from mlore_edu.complexity import count as count
     from mlore_edu.data.dollhouse import scene as scene
     from mlore_edu.errors import UserError as UserError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from mlore_edu.metrics import multitask_gain as multitask_gain
     from mlore_edu.model import build_model as build_model
     from mlore_edu.model import list_models as list_models
+    from mlore_edu.released import load_released_mlore as load_released_mlore
+    from mlore_edu.reparameterization import fuse as fuse
     from mlore_edu.tasks import DOLLHOUSE as DOLLHOUSE
     from mlore_edu.tasks import NYUD_V2 as NYUD_V2
     from mlore_edu.tasks import PASCAL_CONTEXT as PASCAL_CONTEXT
@@ -41,18 +44,22 @@ _HOME = {
     "multitask_gain": "metrics",
     "build_model": "model",
     "list_models": "model",
+    "load_released_mlore": "released",
+    "fuse": "reparameterization",
     **dict.fromkeys(("DOLLHOUSE", "NYUD_V2", "PASCAL_CONTEXT", "Task", "TaskSet"), "tasks"),
 }
 """Module of each public name."""
 
-__all__ = [*sorted(_HOME), "__version__"]
+__all__ = [*sorted(_HOME), "__version__", "published"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "published":  # a module: me.published.table("mlore", 5)
+        return import_module("mlore_edu.published")
     if name in _HOME:
         return getattr(import_module(f"mlore_edu.{_HOME[name]}"), name)
     raise AttributeError(f"module 'mlore_edu' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted([*globals(), *__all__])
