@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,8 +21,9 @@ from mlore_edu.data.transforms import denormalise
 from mlore_edu.errors import UserError
 from mlore_edu.metrics import Meter, make_meters
 from mlore_edu.metrics.boundary import DOLLHOUSE_BOUNDARY, NYUD_BOUNDARY, PASCAL_BOUNDARY
+from mlore_edu.metrics.saliency import Variant
 from mlore_edu.pictures import panel
-from mlore_edu.tasks import Task, TaskSet
+from mlore_edu.tasks import TASK_SETS, Task, TaskSet
 from mlore_edu.training import checkpoint, distributed
 from mlore_edu.training.checkpoint import explain_disk_errors
 from mlore_edu.training.recipe import Recipe, load_recipe
@@ -77,6 +79,9 @@ def decode(predictions: Mapping[str, Tensor], tasks: TaskSet) -> dict[str, Tenso
 
 PROTOCOLS = {"pascal": PASCAL_BOUNDARY, "nyud": NYUD_BOUNDARY, "dollhouse": DOLLHOUSE_BOUNDARY}
 """Boundary protocols by the name that recipes use."""
+
+RELEASED_BATCH = 4
+"""Images judged at a time with a checkpoint of MLoRE's authors; the batch of its training."""
 
 
 def recipe_meters(recipe: Recipe) -> dict[str, Meter]:
@@ -274,3 +279,60 @@ def evaluate_run(
     model.to(distributed.default_device())
     loader = evaluation_loader(recipe, make_validation_set(recipe))
     return evaluate(model, loader, recipe.task_set, meters=recipe_meters(recipe), progress=progress)
+
+
+def evaluate_released(
+    checkpoint_file: Path,
+    *,
+    data: str | None = None,
+    root: str | None = None,
+    img_size: tuple[int, int] | None = None,
+    saliency: Variant = "standard",
+    boundary_protocol: str | None = None,
+    progress: bool = True,
+) -> tuple[TaskSet, Evaluation]:
+    """Judge a checkpoint of MLoRE's authors on the validation split of its data set.
+
+    Parameters
+    ----------
+    checkpoint_file
+        As its authors saved it (:mod:`mlore_edu.released`).
+    data
+        ``"pascal_context"`` or ``"nyud_v2"``; only checked, for the checkpoint's heads tell which it is.
+    root
+        Folder of the data set; that of the recipes if not given.
+    img_size
+        ``(H, W)`` that images are padded to; that of the checkpoint's training if not given.
+    saliency
+        Variant of maxF: ``"released"`` is the one behind the papers' numbers (chapter 2).
+    boundary_protocol
+        ``"pascal"``, ``"nyud"`` or ``"dollhouse"``, in place of the data set's.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    tuple
+        The data set's tasks, and the evaluation.
+
+    Raises
+    ------
+    UserError
+        If the file is no such checkpoint or not of ``data``, or the data are not there. Chapters 9 and 15.
+    """
+    from mlore_edu.data.loaders import make_loader, open_dataset
+    from mlore_edu.data.transforms import eval_transform
+    from mlore_edu.released import released_model
+    from mlore_edu.training.recipe import RECIPES
+
+    model = released_model(checkpoint_file, img_size).to(distributed.default_device())
+    name, tasks = next((name, tasks) for name, tasks in TASK_SETS.items() if tasks.names == tuple(model.heads))
+    if data not in (None, name):
+        raise UserError(f"{checkpoint_file} predicts the tasks of {tasks.name}; give --data {name}, or leave it out.")
+    root = root or next(recipe.root for recipe in RECIPES.values() if recipe.data == name)
+    dataset = open_dataset(name, root, "val", tasks, eval_transform(model.img_size))
+    workers = min(4, os.cpu_count() or 1)
+    boundary = PROTOCOLS[boundary_protocol] if boundary_protocol else None
+    meters = make_meters(tasks, saliency=saliency, boundary=boundary, workers=workers)
+    loader = make_loader(dataset, RELEASED_BATCH, train=False, workers=workers if len(dataset) > RELEASED_BATCH else 0)
+    return tasks, evaluate(model, loader, tasks, meters=meters, progress=progress)
