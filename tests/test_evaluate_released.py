@@ -65,6 +65,7 @@ def test_the_table_shows_what_the_model_scores_on_the_validation_split(make_case
     assert shown.strip() == cli.results_table(tasks, stored["metrics"])
 
 
+@pytest.mark.slow
 def test_the_variant_of_saliency_and_of_boundaries_can_be_chosen(pascal):
     (root, file), name = pascal, "pascal_context"
     meters = make_meters(TASK_SETS[name], saliency="released", boundary=NYUD_BOUNDARY)
