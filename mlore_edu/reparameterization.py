@@ -8,7 +8,7 @@ samples and tasks are done at once. :func:`fuse` applies them to a whole model.
 from __future__ import annotations
 
 import copy
-from typing import Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import Literal, Protocol, TypeVar, cast, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ Model = TypeVar("Model", bound=nn.Module)
 NOTHING_TO_FUSE = "The model has nothing to fuse; of this library's decoders only mlore has."
 
 
-@runtime_checkable
 class Fusable(Protocol):
     """A module that knows its inference form; timm's ``reparameterize_model`` looks for the same method."""
 
@@ -274,15 +273,26 @@ def fuse(model: Model, mode: Mode | None = None) -> Model:
     -----
     Source: MLoRE, Sec. 3.3. Chapter 8, and its figure on what each mode costs.
     """
+    check_fusable(model, mode)
+    mode = mode or choose_mode(model)
+    fused = {id(module): cast(Fusable, module).fuse(mode) for module in _fusable(model)}
+    if not fused:
+        raise UserError(NOTHING_TO_FUSE)
+    return copy.deepcopy(model, dict(fused))  # puts what the memo holds for a module in that module's place
+
+
+def check_fusable(model: nn.Module, mode: Mode | None) -> None:
+    """Refuse an unknown mode, and a model in training mode.
+
+    Raises
+    ------
+    UserError
+        In these two cases.
+    """
     if mode is not None and mode not in get_args(Mode):
         raise UserError(f"There is no mode {mode!r}; choose one of {', '.join(get_args(Mode))}.")
     if any(module.training for module in model.modules()):
         raise UserError("The model is in training mode, where BatchNorm is no fixed scale; call model.eval() first.")
-    mode = mode or choose_mode(model)
-    fused = {id(module): module.fuse(mode) for module in model.modules() if isinstance(module, Fusable)}
-    if not fused:
-        raise UserError(NOTHING_TO_FUSE)
-    return copy.deepcopy(model, dict(fused))  # puts what the memo holds for a module in that module's place
 
 
 def choose_mode(model: nn.Module) -> Mode:
@@ -296,13 +306,18 @@ def choose_mode(model: nn.Module) -> Mode:
     UserError
         Where there is nothing to fuse.
     """
-    sizes = []
-    for module in model.modules():
-        if isinstance(module, Fusable):  # on the meta device tensors have no content, so trying costs nothing
-            sizes.append(_numbers(copy.deepcopy(module).to("meta").fuse("precomposed")) - _numbers(module))
-    if not sizes:
+    fusable, added = _fusable(model), 0
+    if not fusable:
         raise UserError(NOTHING_TO_FUSE)
-    return "precomposed" if sum(sizes) <= _numbers(model) else "on_the_fly"
+    for module in fusable:
+        on_meta = copy.deepcopy(module).to("meta")  # tensors have no content there, so trying costs nothing
+        added += _numbers(cast(Fusable, on_meta).fuse("precomposed")) - _numbers(module)
+    return "precomposed" if added <= _numbers(model) else "on_the_fly"
+
+
+def _fusable(model: nn.Module) -> list[nn.Module]:
+    """The modules with a method ``fuse``; a submodule of that name is something else."""
+    return [module for module in model.modules() if callable(getattr(type(module), "fuse", None))]
 
 
 def _numbers(model: nn.Module) -> int:
