@@ -1,4 +1,5 @@
-"""Train the sweeps behind MLoRE's tables on Dollhouse; write mlore_sweeps.json (chapter 9) and mlore_routing.json.
+"""Train the sweeps behind MLoRE's tables on Dollhouse; write mlore_sweeps.json, mlore_routing.json
+and mlore_predictions.png (chapters 6, 7 and 9).
 
     python book/results/make_mlore_sweeps.py table2
     python book/results/make_mlore_sweeps.py all --seeds 3 --workers 2
@@ -26,6 +27,9 @@ from record import HERE, record
 
 from mlore_edu.cli import main as mlore_edu
 from mlore_edu.data.loaders import make_loader
+from mlore_edu.data.transforms import denormalise
+from mlore_edu.evaluation import decode
+from mlore_edu.pictures import panel
 from mlore_edu.training import checkpoint
 from mlore_edu.training.recipe import load_recipe
 from mlore_edu.training.setup import make_model, make_validation_set
@@ -82,6 +86,7 @@ SWEEPS: dict[str, dict[str, Configuration]] = {
         "+ GC": mlore(task_experts=False),
         "+ SPE": FULL,
     },
+    "pictures": {"Baseline": Configuration("baseline"), "MLoRE": FULL},
     "routing": {"with the generic path": FULL, "without": NO_GENERIC},
     "table4": {
         "basic": mlore(router="basic"),
@@ -168,14 +173,19 @@ def run(configuration: Configuration, seed: int) -> dict:
     }
 
 
-def routing(configuration: Configuration, seed: int) -> dict:
-    """How a trained network uses its experts on the validation images, for every module."""
+def trained(configuration: Configuration, seed: int) -> torch.nn.Module:
+    """The network of a finished run."""
     folder = configuration.folder(seed)
-    recipe = load_recipe(folder)
-    model = make_model(recipe, for_training=False)
+    model = make_model(load_recipe(folder), for_training=False)
     weights, _ = checkpoint.load(checkpoint.latest(folder / "checkpoints"))
     model.load_state_dict(weights)
-    model.eval()
+    return model.eval()
+
+
+def routing(configuration: Configuration, seed: int) -> dict:
+    """How a trained network uses its experts on the validation images, for every module."""
+    recipe = load_recipe(configuration.folder(seed))
+    model = trained(configuration, seed)
     images = make_loader(make_validation_set(recipe), 50, train=False)
     with torch.no_grad():
         batches = [model(batch["image"]).routing for batch in images]
@@ -200,6 +210,35 @@ def routing(configuration: Configuration, seed: int) -> dict:
         "images": len(gates),
         "modules": modules,
     }
+
+
+def pictures() -> None:
+    """Draw what the recorded baseline and MLoRE of seed 0 say of two validation scenes."""
+    networks = {"baseline": SWEEPS["table2"]["Baseline"], "MLoRE": FULL}
+    recipe = load_recipe(FULL.folder(0))
+    scenes = next(iter(make_loader(make_validation_set(recipe), 100, train=False)))
+    people = ((scenes["human_parts"] > 0) & (scenes["human_parts"] < 255)).sum(
+        dim=(1, 2)
+    )
+    chosen = people.topk(
+        2
+    ).indices  # the scenes with the largest people show the most
+    answers = {"label": scenes}
+    for name, configuration in networks.items():
+        model = trained(configuration, 0)
+        with torch.no_grad():
+            answers[name] = decode(
+                model(scenes["image"]).predictions, recipe.task_set
+            )
+    rows = [
+        {"image": denormalise(scenes["image"][index])}
+        | {task: source[task][index] for task in recipe.task_set.names}
+        for index in chosen.tolist()
+        for source in answers.values()
+    ]
+    panel(rows, list(answers) * len(chosen), side=128).save(
+        HERE / "mlore_predictions.png", optimize=True
+    )
 
 
 def read(path: Path) -> dict:
@@ -300,6 +339,8 @@ def main() -> None:
             "runs": runs,
         }
         write(HERE / "mlore_routing.json", content)
+    if "pictures" in names:
+        pictures()
 
 
 if __name__ == "__main__":
