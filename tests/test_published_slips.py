@@ -199,7 +199,7 @@ LAYER, ONCE = (giga * 2**30 / 32**2 for giga in (0.0175, 0.1))  # weights, were 
 
 
 def parameters(row, mean_rank=64.0, layer=LAYER):
-    """Of the standard module, with ReLU experts for every task, and of MLoRE's: generic path, projections, experts."""
+    """Of the standard module, N experts and one for each task, and of MLoRE's: generic path, projections, experts."""
     number, expert = row["experts"], row["kernel"] ** 2 + 1
     standard = (number + 5) * expert * 384**2 + number * layer + ONCE
     low_rank = (row["kernel"] ** 2 + 5) * 384**2 + number * (expert * 384 * mean_rank + layer)

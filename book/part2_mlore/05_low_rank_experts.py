@@ -100,7 +100,7 @@ torch.testing.assert_close(by_matrix, F.conv2d(image, weight, padding=1))
 # The *rank* of $\mathbf{K}$ is the number of independent directions that can come out: if it is $r$, the outputs at all
 # pixels of all images lie in one $r$-dimensional subspace of $\mathbb{R}^C$. A random kernel has rank $C$. Must it?
 #
-# LoRA {cite}`hu2022lora` asked this about large language models. Fine-tuning such a model changes its $C \times C$
+# LoRA {cite}`hu2022lora` asked this of what a large language model learns. Fine-tuning such a model changes its $C \times C$
 # matrices, and LoRA allows only changes of the form $\mathbf{U}\mathbf{V}$ with $\mathbf{U} \in \mathbb{R}^{C \times r}$ and
 # $\mathbf{V} \in \mathbb{R}^{r \times C}$: instead of $C^2$ numbers, $2Cr$ are learned. It turned out that a very small $r$
 # is enough. MLoRE carries the form over to convolutions,
@@ -127,10 +127,8 @@ torch.testing.assert_close(by_matrix, F.conv2d(image, weight, padding=1))
 r = 3
 V = torch.randn(r, 12, 3, 3, dtype=torch.float64)  # 3 × 3: C → r
 U = torch.randn(12, r, dtype=torch.float64)  # 1 × 1: r → C
-b_in, b_out = (
-    torch.randn(r, dtype=torch.float64),
-    torch.randn(12, dtype=torch.float64),
-)
+b_in = torch.randn(r, dtype=torch.float64)
+b_out = torch.randn(12, dtype=torch.float64)
 hidden = F.conv2d(image, V, b_in, padding=1)  # (1, r, 7, 9)
 two_steps = F.conv2d(hidden, U[:, :, None, None], b_out)  # (1, 12, 7, 9)
 
@@ -449,16 +447,8 @@ k2 = np.array(table["kernel"]) ** 2 + 1  # 2 or 10
 flops_moe = (N + T) * k2 * call
 flops_mlore = T * k2 * call
 both = table.beside("flops_moe", flops_moe).beside("flops_mlore", flops_mlore)
-print(
-    both.format(
-        "experts",
-        "kernel",
-        "flops_moe",
-        "flops_moe ours",
-        "flops_mlore",
-        "flops_mlore ours",
-    )
-)
+columns = [c.name for c in both.columns if "parameters" not in c.name]
+print(both.format(*columns))
 
 # %% [markdown]
 # Every cell comes out but for a little, and the little has a pattern: with each expert it grows by the same amount,
@@ -510,8 +500,8 @@ fits = [
 print("mean ranks with which MLoRE agrees:", fits)
 
 # %% [markdown]
-# All twelve cells agree. One layer of about 18 thousand weights for every expert, say of $48 \cdot 384$, explains what was left over in four columns; which
-# layer that is, the paper does not say. Nor are these the ranks of its text, with their mean of 72:
+# All twelve cells agree. A layer of about 18 thousand weights for every expert, say of $48 \cdot 384$, and one of 105 thousand in the standard module
+# would explain what was left over in four columns; which layers these are, the paper does not say. Nor are the ranks those of its text, with their mean of 72:
 
 # %%
 too_many = parameters_mlore(72)[-1] / 1e6
@@ -558,23 +548,22 @@ print(
 )
 
 # %% [markdown]
-# Mixed ranks have the best $\Delta_m$. Look at the tasks, though: all of rank 16 is ahead in two of the five, and all of rank 128, the
-# most expensive, is last. Each row is one training run without a second seed. What can be said is that more rank is not
+# Mixed ranks have the best $\Delta_m$. Look at the tasks, though: with rank 16 throughout, two of the five are better than with mixed ranks. With rank 128, the
+# most expensive choice, $\Delta_m$ is lowest. No second seed is reported. What can be said is that more rank is not
 # simply better, and that little of the score hangs on the exact schedule.
 #
 # {numref}`fig-05-scores` suggests a reason of its own for mixed ranks, since tasks differ in what they need. And there is one that can be proved.
 # A single expert is confined to a subspace. But gates *add* experts, and the rank of a sum can be as large as the sum of the
-# ranks. The $k = 9$ active experts of lowest rank already have
+# ranks. Of the fifteen experts $k = 9$ are active for a task. The nine of lowest rank have together
 
 # %%
 lowest = sorted(ranks)[:9]
-print(
-    f"{' + '.join(map(str, lowest))} = {sum(lowest)}, more than {C1}: {sum(lowest) > C1}"
-)
+print(" + ".join(map(str, lowest)), "=", sum(lowest))
+assert sum(lowest) > C1
 
 # %% [markdown]
-# So with $C = 384$, whichever nine experts a task picks, together they can be *any* kernel. The mixture gives up nothing in
-# rank; it is the single expert that is simple. We try it at an eighth of the size.
+# more than 384. So with $C = 384$, whichever nine experts a task picks, the rank of their sum can be full, and no subspace confines it. It is the single
+# expert that is simple; the mixture is not. We try it with random experts at an eighth of the size.
 
 # %%
 narrow, small_ranks = 384 // 8, [r // 8 for r in ranks]  # 48; 2, 3, …, 16
@@ -586,11 +575,9 @@ def random_expert(rank):
 
 
 experts = [random_expert(rank) for rank in small_ranks]
-found = {
-    k: int(torch.linalg.matrix_rank(sum(experts[:k]))) for k in (1, 3, 6, 8, 9)
-}
-print({f"the {k} lowest": rank for k, rank in found.items()})
-assert found[8] < narrow == found[9]
+for k in (1, 3, 6, 8, 9):
+    found = int(torch.linalg.matrix_rank(sum(experts[:k])))
+    print(f"the {k} lowest: rank {found} of {narrow}")
 
 # %% [markdown]
 # ## Fifteen experts, one convolution
@@ -617,9 +604,8 @@ X = torch.randn(B, T, C, 8, 8, dtype=torch.float64, requires_grad=True)
 # %%
 logits = torch.randn(B, T, N, dtype=torch.float64)
 active = torch.zeros_like(logits).scatter(-1, logits.topk(9).indices, 1.0)
-gates = (
-    logits.softmax(-1) * active
-).requires_grad_()  # (B, T, N), six of them zero
+gates = logits.softmax(-1) * active  # (B, T, N), six of them zero
+_ = gates.requires_grad_()
 
 
 # %%
@@ -963,5 +949,5 @@ _ = ch05.check_fewest_active(fewest_active)
 # - Fifteen experts are one convolution, a gate for every channel, and one more. The arithmetic stays, the memory goes.
 # - The paper's Table 1 can be recounted, its parameters to the last digit, with one layer per expert that the paper does not name.
 #
-# You can now afford fifteen experts and compute them as one. Each task still chooses its own nine, and hardly any expert serves all five
+# You can now afford fifteen experts and compute them as one. Each task still chooses its own nine, so that an expert may well never serve all
 # tasks at once. [Chapter 6](06_generic_path_and_task_experts.ipynb) adds the path that always does, and an expert for each task alone.
