@@ -45,16 +45,18 @@ class Configuration:
 
     decoder: str = "mlore"
     options: dict = field(default_factory=dict)
+    iterations: int = 300
 
     @property
     def key(self) -> str:
         """A name that says everything, also of the run's folder."""
         pairs = (f"{name}={value}" for name, value in sorted(self.options.items()))
-        return " ".join([self.decoder, *pairs])
+        longer = [] if self.iterations == 300 else [f"iterations={self.iterations}"]
+        return " ".join([self.decoder, *pairs, *longer])
 
     def command(self, seed: int) -> str:
         """The command of one run."""
-        flags = "--iterations 300 --workers 0 --pictures 0"
+        flags = f"--iterations {self.iterations} --workers 0 --pictures 0"
         pairs = " ".join(f"{name} {value}" for name, value in self.options.items())
         options = f" --model-options {pairs}" if pairs else ""
         return (
@@ -93,6 +95,11 @@ SWEEPS: dict[str, dict[str, Configuration]] = {
         "basic+pos.": FULL,
         "only pos.": mlore(router="position"),
         "w/o sample-dep": mlore(router="static"),
+    },
+    # No table of the paper: is the order of the ladder a matter of how long one trains?
+    "budget": {
+        "Baseline": Configuration("baseline", iterations=900),
+        "+ SPE": Configuration("mlore", iterations=900),
     },
     "table3": {
         "2/2": mlore(min_rank=2, max_rank=2),
@@ -162,6 +169,7 @@ def run(configuration: Configuration, seed: int) -> dict:
         "commit": told["commit"][:12],
         "decoder": configuration.decoder,
         "options": configuration.options,
+        "iterations": configuration.iterations,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "cpu_seconds": round(time.process_time() - started),
         "metrics": {
