@@ -169,7 +169,6 @@ def run(configuration: Configuration, seed: int) -> dict:
         "commit": told["commit"][:12],
         "decoder": configuration.decoder,
         "options": configuration.options,
-        "iterations": configuration.iterations,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "cpu_seconds": round(time.process_time() - started),
         "metrics": {
