@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.utils.model import reparameterize_model
@@ -185,7 +184,15 @@ def test_a_fused_model_predicts_what_the_model_predicts(options, mode):
     with torch.no_grad():
         reference = model(images)
         assert largest_difference(fused(images), reference) < 1e-10
-        assert largest_difference(reparameterize_model(model)(images), reference) < 1e-10
+
+
+def test_timm_fuses_the_model_too():
+    model, images = model_of(variant="released"), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    fused = reparameterize_model(model)
+    assert any(isinstance(module, FusedMLoREModule) for module in fused.modules())
+    assert not any(isinstance(module, FusedMLoREModule) for module in model.modules())
+    with torch.no_grad():
+        assert largest_difference(fused(images), model(images)) < 1e-10
 
 
 def test_fusing_shares_no_memory_and_leaves_the_module_as_it_was():
@@ -227,7 +234,7 @@ def macs(model, features):
     return counter.get_total_flops() // 2
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     samples=st.integers(1, 3),
     tasks=st.integers(1, 3),
@@ -305,11 +312,16 @@ def test_torch_export_takes_the_fused_model_with_any_batch(variant, mode):
 
 
 @pytest.mark.slow
-def test_torch_compile_takes_the_fused_model_with_any_batch():
-    fused = fuse(model_of(variant="released").float(), "on_the_fly")
-    images = torch.randn(5, 3, 64, 64)
-    compiled = torch.compile(fused, dynamic=True, fullgraph=True, backend="aot_eager")
+def test_torch_compile_traces_the_fused_model_in_one_graph_for_any_batch():
+    fused = fuse(model_of(variant="released", modules=1).float(), "on_the_fly")
+    images, graphs = torch.randn(5, 3, 64, 64), []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(fused, dynamic=True, fullgraph=True, backend=backend)
     with torch.no_grad():
-        for samples in (3, 5):
+        for samples in (4, 5):  # not 3: dynamo would take it for the number of colours
             assert largest_difference(compiled(images[:samples]), fused(images[:samples])) < 1e-5
-        assert F.softmax(compiled(images).predictions["semseg"], dim=1).isfinite().all()
+    assert len(graphs) == 1
