@@ -1,0 +1,83 @@
+"""The script of chapter 9's sweeps and what it recorded agree; every command it would run is one of `mlore-edu`."""
+
+import json
+import math
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlore_edu.tasks import DOLLHOUSE
+from mlore_edu.training.recipe import find_recipe, override
+from mlore_edu.training.setup import make_model
+
+RESULTS = Path(__file__).parents[1] / "book" / "results"
+RECORD = json.loads((RESULTS / "mlore_sweeps.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(RESULTS))
+    try:
+        import make_mlore_sweeps
+
+        return make_mlore_sweeps
+    finally:
+        sys.path.remove(str(RESULTS))
+
+
+def configurations(script):
+    return {c.key: c for rows in script.SWEEPS.values() for c in rows.values()}
+
+
+def test_two_configurations_have_one_key_only_where_they_are_equal(script):
+    known = configurations(script)
+    for rows in script.SWEEPS.values():
+        assert all(known[configuration.key] == configuration for configuration in rows.values())
+
+
+def test_every_command_trains_a_network_with_the_options_of_its_configuration(script):
+    for configuration in configurations(script).values():
+        _, name, *options = shlex.split(configuration.command(seed=4))
+        assert options[-2] == "--run"
+        recipe = override(find_recipe(name), options[:-2])
+        assert dict(recipe.model_options) == configuration.options
+        assert (recipe.seed, recipe.iterations, recipe.root) == (4, configuration.iterations, "data/dollhouse_64")
+        make_model(recipe)  # refuses options that do not exist or do not go together
+
+
+def test_the_record_has_the_scripts_sweeps(script):
+    assert RECORD["sweeps"] == {name: {row: c.key for row, c in rows.items()} for name, rows in script.SWEEPS.items()}
+
+
+def test_a_recorded_run_is_what_its_command_says(script):
+    known = configurations(script)
+    for run in RECORD["runs"]:
+        assert run["command"] == "mlore-edu " + known[run["key"]].command(run["seed"])
+        assert run["options"] == known[run["key"]].options
+        assert set(run["metrics"]) == set(DOLLHOUSE.names)
+        assert all(map(math.isfinite, run["metrics"].values()))
+        assert re.fullmatch("[0-9a-f]{12}", run["commit"])
+
+
+def test_no_run_is_recorded_twice():
+    names = [(run["key"], run["seed"]) for run in RECORD["runs"]]
+    assert len(names) == len(set(names))
+
+
+def test_recorded_gates_are_counts_over_all_images_and_keep_nine_of_fifteen_experts():
+    record = json.loads((RESULTS / "mlore_routing.json").read_text())
+    for run in record["runs"]:
+        for module in run["modules"].values():
+            assert [sum(counts) for counts in module["images_by_tasks"]] == [run["images"]] * 15
+            assert [sum(counts) for counts in module["active_images"]] == [9 * run["images"]] * len(DOLLHOUSE)
+            assert all(0 < sum(gates) <= 1.001 for gates in module["mean_gate"])
+
+
+def test_writing_and_reading_a_record_changes_nothing(script, tmp_path):
+    path = tmp_path / "record.json"
+    script.write(path, RECORD)
+    assert script.read(path) == RECORD
+    assert script.read(tmp_path / "none.json") == {"runs": []}
