@@ -121,7 +121,7 @@ torch.testing.assert_close(by_matrix, F.conv2d(image, weight, padding=1))
 #
 # This is {eq}`eq-05-matrix` with $\mathbf{K} = \mathbf{U}\mathbf{V}$, at the border as well, since nothing was assumed of $\mathbf{p}$. A product of a $C \times r$ and an
 # $r \times 9C$ matrix has rank at most $r$. That is the proof; here is the check.
-# (The other order, 1 × 1 before 3 × 3, has as many weights, but at the border it does not compose: [chapter 8](08_reparameterisation.ipynb).)
+# (The other order, 1 × 1 before 3 × 3, has as many weights, but with a bias between the two it does not compose at the border: [chapter 8](08_reparameterisation.ipynb).)
 
 # %%
 r = 3
@@ -593,16 +593,18 @@ for k in (1, 3, 6, 8, 9):
 
 # %%
 B, T, N, C = 2, 5, 15, narrow
-shapes = {"V": lambda r: (r, C, 3, 3), "b": lambda r: (r,), "U": lambda r: (C, r)}
-V, b, U = (
-    [torch.randn(shape(r), dtype=torch.float64) for r in small_ranks]
-    for shape in shapes.values()
-)
-c = torch.randn(N, C, dtype=torch.float64)
-X = torch.randn(B, T, C, 8, 8, dtype=torch.float64, requires_grad=True)
+
+
+def draw(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+V = [draw(r, C, 3, 3) for r in small_ranks]
+b, U = [draw(r) for r in small_ranks], [draw(C, r) for r in small_ranks]
+c, X = draw(N, C), draw(B, T, C, 8, 8).requires_grad_()
 
 # %%
-logits = torch.randn(B, T, N, dtype=torch.float64)
+logits = draw(B, T, N)
 active = torch.zeros_like(logits).scatter(-1, logits.topk(9).indices, 1.0)
 gates = logits.softmax(-1) * active  # (B, T, N), six of them zero
 _ = gates.requires_grad_()
@@ -707,7 +709,7 @@ for form in (concatenated, library):
 # but every sample and task skips other ones.
 #
 # What it saves is memory. Training must *hold* the numbers from which gradients will be computed. The textbook form of a mixture, all experts' outputs in one
-# stack, holds $N C$ numbers for every pixel and task. We let PyTorch tell what it holds.
+# stack, holds $N C$ numbers for every pixel and task, and the $\sum r$ channels in front of them. We let PyTorch tell what it holds.
 
 
 # %%
@@ -746,18 +748,12 @@ def numbers_held(form):
 pixels = B * T * 8 * 8
 per_pixel = {f.__name__: numbers_held(f) / pixels for f in (stacked, concatenated)}
 R = sum(small_ranks)
-print(
-    "stacked:      N·C + Σr =", N * C + R, "; measured", round(per_pixel["stacked"])
-)
-print(
-    "concatenated: 2·Σr     =",
-    2 * R,
-    "; measured",
-    round(per_pixel["concatenated"]),
-)
+formulas = {"stacked": N * C + R, "concatenated": 2 * R}
+for form, numbers in formulas.items():
+    print(f"{form:12} by formula {numbers}, measured {per_pixel[form]:.0f}")
 
 # %% [markdown]
-# The concatenated form holds its $\sum r$ channels twice, before and after the gate, and the gates themselves (the small rest); it never makes a map of $C$ channels for an
+# The concatenated form holds its $\sum r$ channels twice, before and after the gate, and one gate for each (the small rest). It never makes a map of $C$ channels for an
 # expert. At the paper's size, in 32 bits:
 
 # %%
