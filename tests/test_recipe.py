@@ -169,3 +169,9 @@ def test_a_folder_without_a_recipe_is_a_user_error(tmp_path):
         load_recipe(tmp_path)
     (tmp_path / "recipe.json").write_text(json.dumps(dataclasses.asdict(NANO)))
     assert load_recipe(tmp_path) == NANO
+
+
+@pytest.mark.parametrize("name", ["dollhouse_mlore_nano", "dollhouse_mlore_nano_64", "dollhouse_moe_nano_64"])
+def test_recipes_of_other_decoders_train_exactly_as_the_baselines_do(name):
+    baseline = RECIPES[f"dollhouse_baseline_nano{'_64' * name.endswith('_64')}"]
+    assert set(baseline.differences(RECIPES[name])) == {"name", "model", "channels_last"}
