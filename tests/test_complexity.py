@@ -31,6 +31,42 @@ def test_a_linear_map_costs_its_matrix_at_every_row() -> None:
     assert count(nn.Linear(10, 4), (6, 10)).macs == 3 * 6 * 10 * 4
 
 
+class Products(nn.Module):
+    """Every way in which this library multiplies matrices, 3 × 6 by 6 × 4 or by a vector of 6, on its own."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.right, self.vector = name, nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(6))
+
+    def forward(self, image: Tensor) -> Tensor:
+        left = image[0, :, 0, :6]  # (3, 6)
+        return {
+            "matrix": lambda: left @ self.right,
+            "vector": lambda: left @ self.vector,
+            "batched vector": lambda: left.expand(5, 3, 6) @ self.vector,
+            "column": lambda: (left @ self.vector[:, None])[:, 0],
+            "einsum": lambda: torch.einsum("ab,bc->ac", left, self.right),
+            "einsum over a batch": lambda: torch.einsum("ab,ab->a", left, left),
+            "product of entries": lambda: torch.einsum("ab,ab->ab", left, left),
+        }[self.name]()
+
+
+@pytest.mark.parametrize(
+    ("name", "macs"),
+    [
+        ("matrix", 3 * 6 * 4),
+        ("vector", 3 * 6),
+        ("batched vector", 5 * 3 * 6),
+        ("column", 3 * 6),
+        ("einsum", 3 * 6 * 4),
+        ("einsum over a batch", 3 * 6),
+        ("product of entries", 0),  # nothing is summed: such products are left out, as activations are
+    ],
+)
+def test_a_product_costs_the_same_however_it_is_written(name: str, macs: int) -> None:
+    assert count(Products(name), (8, 6)).macs == macs
+
+
 class SelfAttention(nn.Module):
     """Attention of a row's pixels to each other, the rows as heads; then a matrix product that is no attention."""
 
