@@ -265,6 +265,8 @@ def test_sixty_per_cent_of_the_experts_are_active_if_nothing_is_said() -> None:
         ({"k": 16}, "k is 16; give a whole number from 1 to 15, the number of experts."),
         ({"balance_weight": -1.0}, "balance_weight is -1.0; give a number of at least 0."),
         ({"balance_weight": math.nan}, "balance_weight is nan; give a number of at least 0."),
+        ({"balance_weight": True}, "balance_weight is True; give a number of at least 0."),
+        ({"noise": "no"}, "noise is 'no'; give True or False."),
         ({"balance_weight": "much"}, "balance_weight is 'much'; give a number of at least 0."),
     ],
 )

@@ -359,8 +359,10 @@ class MoEDecoder(nn.Module):
         _check_whole("experts", experts)
         self.k = max(1, round(0.6 * experts)) if k is None else k
         _check_whole("k", self.k, experts)
-        if not isinstance(balance_weight, (int, float)) or not 0 <= balance_weight < torch.inf:
+        if type(balance_weight) not in (int, float) or not 0 <= balance_weight < torch.inf:
             raise UserError(f"balance_weight is {balance_weight!r}; give a number of at least 0.")
+        if type(noise) is not bool:
+            raise UserError(f"noise is {noise!r}; give True or False.")
         self.task_names = tasks.names
         self.channels = channels
         self.balance_weight = balance_weight
