@@ -280,6 +280,12 @@ def test_table_2s_568_belongs_to_precomposed_kernels_whose_mixing_is_not_counted
     assert mixed.parameters / 1e6 == pytest.approx(259.1, abs=0.1)
 
 
+def test_a_module_fused_by_itself_takes_the_mode_that_at_most_doubles_it():
+    wide, narrow = (build(channels=width).decoder.scales[0][0] for width in (WIDTH, 32))
+    assert wide.fuse().mode == "on_the_fly"  # 83 M numbers precomposed, 18 M as it is
+    assert narrow.fuse().mode == "precomposed"
+
+
 def test_every_row_of_table_2_costs_the_same_fused_but_for_its_task_path():
     """Printed: 568 three times. The paths add nothing: they are one kernel."""
     costs = [count(fuse(build(**TABLE_2[row]), "precomposed"), SIZE).macs for row in ("LoRE", "GC", "SPE")]

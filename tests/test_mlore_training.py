@@ -1,4 +1,4 @@
-"""Mixtures in training: in half precision, compiled, and on two processes that average their gradients."""
+"""Mixtures in training: in half precision, compiled, and on two processes that average their gradients; exported."""
 
 from __future__ import annotations
 
@@ -137,6 +137,19 @@ def test_a_compiled_step_of_one_module_is_the_plain_step():
         results.append(({"features": output.features.detach()}, gradients))
     for expected, found in zip(*results):
         assert difference(found, expected) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("released", [False, True])
+def test_an_unfused_module_is_exported_for_any_batch(released):
+    """The form of the experts that is chosen by itself depends on the batch, so an exported model leaves the choice."""
+    options = MLoREOptions(released=released, ranks=(2, 4, 6), k=2, task_rank=4)
+    module = MLoREModule(2, 8, 16, options, nonlinear=True).eval()
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    exported = torch.export.export(module, (torch.randn(2, 8, 4, 4),), dynamic_shapes={"features": {0: batch}})
+    for samples in (1, 300):
+        features = torch.randn(samples, 8, 4, 4)
+        torch.testing.assert_close(exported.module()(features).features, module(features).features)
 
 
 PROCESS = """

@@ -67,6 +67,8 @@ class LowRankExperts(nn.Module):
             ``(B, T, C, H, W)``.
         """
         form = self.form
+        if form == "auto" and torch.compiler.is_exporting():
+            form = "concatenated"  # an exported model must not depend on the batch it was traced with
         if form == "auto":
             samples, tasks, _, height, width = features.shape
             costs = self.costs(samples, tasks, height * width)

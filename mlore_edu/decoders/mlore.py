@@ -25,6 +25,7 @@ from mlore_edu.decoders.moe import ConvExperts, Gating, importance_loss, load_lo
 from mlore_edu.decoders.per_task import PerTaskBatchNorm2d, PerTaskConv2d, resize_tasks
 from mlore_edu.decoders.routers import Router, RouterKind
 from mlore_edu.errors import UserError
+from mlore_edu.reparameterization import Mode
 from mlore_edu.tasks import NYUD_V2, TaskSet
 
 Variant = Literal["paper", "released"]
@@ -159,8 +160,8 @@ class MLoREModule(nn.Module):
             return cast(Tensor, self.experts(features, gates, self.options.k))
         return cast(Tensor, cast(LowRankExperts, self.experts)(features, gates))
 
-    def fuse(self, mode: Literal["precomposed", "on_the_fly"] = "precomposed") -> nn.Module:
-        """The module's inference form (Eqs. 3 to 7), see :mod:`mlore_edu.decoders.mlore_fused`."""
+    def fuse(self, mode: Mode | None = None) -> nn.Module:
+        """The module's inference form (Eqs. 3 to 7), see :func:`mlore_edu.decoders.mlore_fused.fuse_module`."""
         from mlore_edu.decoders.mlore_fused import fuse_module
 
         return fuse_module(self, mode)
@@ -197,9 +198,9 @@ class WeighScales(nn.Module):
         """Turn S maps ``(B, T, C, h, w)`` into one ``(B, T, C, *size)``."""
         resized = [resize_tasks(features, size) for features in maps]
         hidden = F.gelu(self.norm(self.reduce(torch.cat(resized, dim=2))))  # (B, T, C, H, W)
-        weights = self.predict(hidden).softmax(dim=2)  # (B, T, S, H, W)
+        weights: Tensor = self.predict(hidden).softmax(dim=2)  # (B, T, S, H, W)
         weighed = [weight[:, :, None] * m for weight, m in zip(weights.unbind(2), resized, strict=True)]
-        return reduce(torch.add, weighed)
+        return reduce(Tensor.add, weighed)
 
 
 class MLoREDecoder(nn.Module):
