@@ -1033,7 +1033,7 @@ def draw_sweep(axis, name, metric="delta_m"):
     axis.set_ylim(len(rows) - 0.4, -0.7)
 
 
-# %% mystnb={"figure": {"name": "fig-09-sweeps", "caption": "Six ablations: Δm of every setting minus Δm of the full model. Black squares: the paper, one run each. Blue: ours, a dot for each seed, mean and 95 % interval."}, "image": {"alt": "Six panels with three to five rows each. The paper's black squares lie within a percent of zero. Our blue dots scatter more widely around it."}}
+# %% mystnb={"figure": {"name": "fig-09-sweeps", "caption": "Six ablations: Δm of every setting minus Δm of the full model. Black squares: the paper, one run each. Blue: ours, a dot for each seed, mean and 95 % interval; where there is no blue, nothing was recorded."}, "image": {"alt": "Six panels with three to five rows each. The paper's black squares lie within a percent of zero. Our blue dots scatter more widely around it; without experts they lie some percent to the right."}}
 figure, axes = plt.subplots(3, 2, figsize=(7.5, 6.2), sharex=True)
 for axis, name in zip(axes.flat, titles):
     draw_sweep(axis, name)
@@ -1153,7 +1153,7 @@ _ = ipywidgets.interact(
     metric=ipywidgets.Dropdown(options=list(metrics), description="metric"),
 )
 
-# %% mystnb={"figure": {"name": "fig-09-explorer", "caption": "The explorer's view of one ablation and one task: the number of experts, and human parts."}, "image": {"alt": "Five rows, from no expert to twenty, each with dots for the seeds, a mean and an interval around the zero line of the full model with fifteen."}}
+# %% mystnb={"figure": {"name": "fig-09-explorer", "caption": "The explorer's view of one ablation and one task: the number of experts, and human parts."}, "image": {"alt": "Five rows, from no expert to twenty, each with dots for the seeds, a mean and an interval. The row without experts lies some percent to the right of the full model's zero line."}}
 explore("supplement3", "Human parts")
 
 # %% [markdown]
