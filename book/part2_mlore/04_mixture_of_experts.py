@@ -66,6 +66,15 @@ filters = {
     "contrast": (some - blur(some, 4)).abs(),
 }
 
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-filters", "caption": "A scene as four filters see it."}, "image": {"alt": "Four pictures of one scene: its colours, a blurred version, bright outlines on black, and soft halos on black."}}
+figure, axes = plt.subplots(1, 4, figsize=(7.5, 2.1))
+for axis, (name, answer) in zip(axes, filters.items()):
+    picture = answer[3]
+    picture = denormalise(picture) if name in ("colour", "blur") else picture
+    axis.imshow((picture / max(1, picture.max())).clamp(0, 1).permute(1, 2, 0))
+    axis.set(title=name, xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
 # %% [markdown]
 # How useful is a filter to a task? We predict the task's labels from the filter's answer alone, pixel by pixel, by least
 # squares, and ask what share of the labels' variance that explains.
@@ -79,62 +88,45 @@ def as_numbers(task):
     return label.reshape(32, -1, 64, 64).float()  # (B, c, H, W)
 
 
-# %%
 def as_rows(maps):
     return maps.permute(0, 2, 3, 1).flatten(0, 2)  # (B·H·W, c)
 
 
-def share_explained(answer, label):
-    x, y = as_rows(answer), as_rows(label)
+# %%
+def share_explained(answer, task):
+    x, y = as_rows(answer), as_rows(as_numbers(task))
     x = torch.cat([x, x**2, torch.ones(len(x), 1)], dim=1)  # (B·H·W, 2c + 1)
     residual = y - x @ torch.linalg.lstsq(x, y).solution
-    return 1 - residual.var(dim=0).sum() / y.var(dim=0).sum()
+    return 1 - residual.var(dim=0).sum().item() / y.var(dim=0).sum().item()
 
 
-# %%
-usefulness = torch.stack(
-    [
-        torch.stack(
-            [share_explained(f, as_numbers(task)) for f in filters.values()]
-        )
-        for task in tasks
-    ]
-)  # (T, 4)
-best = dict(zip(tasks.names, usefulness.argmax(dim=1).tolist()))
-print("boundaries ask for:", list(filters)[best["edge"]])
-print("segmentation asks for:", list(filters)[best["semseg"]])
+rows = [[share_explained(f, task) for f in filters.values()] for task in tasks]
+usefulness = torch.tensor(rows)  # (T, 4)
+best = usefulness.argmax(dim=1).tolist()
+print({task.name: list(filters)[n] for task, n in zip(tasks, best)})
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-filters", "caption": "Left: a scene as four filters see it. Right: what share of a task's labels each filter explains, relative to the task's best."}, "image": {"alt": "Left, four pictures of one scene: its colours, a blurred version, bright outlines on black, and soft halos on black. Right, a matrix of six tasks and four filters. Boundaries are alone in needing the outlines; the other five tasks want colour first and the blurred colour second."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-04-usefulness", "caption": "What share of a task's labels each filter explains, relative to the task's best filter."}, "image": {"alt": "A matrix of six tasks and four filters. Boundaries are alone in needing the steps; the other five tasks want colour first and the blurred colour second."}}
 def show_matrix(axis, matrix, rows, columns, vmax=None, digits=None):
     shown = axis.imshow(matrix, cmap="Blues", vmin=0, vmax=vmax, aspect="auto")
     axis.set_xticks(range(len(columns)), columns)
     axis.set_yticks(range(len(rows)), rows)
     axis.spines[:].set_visible(False)
     if digits is not None:
-        limit = shown.norm.vmax / 2
         for y, row in enumerate(matrix.tolist()):
             for x, value in enumerate(row):
-                colour = "white" if value > limit else "black"
-                text = f"{value:.{digits}f}" if value > 0 else "0"
+                style = {
+                    "color": "white" if value > shown.norm.vmax / 2 else "black"
+                }
                 axis.text(
-                    x, y, text, ha="center", va="center", color=colour, fontsize=8
+                    x, y, f"{value:.{digits}f}", ha="center", va="center", **style
                 )
     return shown
 
 
-figure = plt.figure(figsize=(7.5, 3.3))
-left, right = figure.subfigures(1, 2, width_ratios=(1, 1.35))
-pick = 3
-for axis, (name, answer) in zip(left.subplots(2, 2).flat, filters.items()):
-    picture = answer[pick]
-    picture = denormalise(picture) if name in ("colour", "blur") else picture
-    axis.imshow((picture / max(1, picture.max())).clamp(0, 1).permute(1, 2, 0))
-    axis.set(title=name, xticks=[], yticks=[])
-    axis.spines[:].set_visible(False)
 titles = [task.title for task in tasks]
-relative = usefulness / usefulness.amax(dim=1, keepdim=True)
-axis = right.subplots()
+relative = usefulness / usefulness.amax(dim=1, keepdim=True)  # (T, 4)
+figure, axis = plt.subplots(figsize=(5.5, 2.6))
 _ = show_matrix(axis, relative, titles, list(filters), vmax=1, digits=2)
 
 # %% [markdown]
@@ -342,7 +334,8 @@ for order, expected in ((True, softmax_first), (False, softmax_last)):
 
 # %% [markdown]
 # They also teach the router differently. With the softmax last, logits that were not chosen receive no gradient at all,
-# and for $k = 1$ the only gate is always 1, so that nothing is learned about the choice:
+# and for $k = 1$ the only gate is always 1, so that the task teaches
+# the router nothing:
 
 # %%
 for order in ("first", "last"):
@@ -658,7 +651,7 @@ print("without the balance loss at least six of sixteen, with it at most three")
 # %% [markdown]
 # Without the balance loss about half of the experts or more fall idle within some dozens of steps, and nothing brings
 # them back: who is never chosen learns nothing, and who has learned nothing is not chosen. With the loss nearly all
-# keep working. Its weight has to be seen beside the losses of the tasks, which add up to more than ten here. A weight
+# keep working. Its weight has to be seen beside the losses of the tasks, which add up to about ten here. A weight
 # of 0.01 saves nobody in so short a run:
 
 # %%
@@ -676,13 +669,11 @@ def evaluate(model):
     unseen = torch.arange(128, 176)
     predictions, gating = model(patches[unseen])
     active = (gating.gates > 0).float()  # (48, T, N)
-    different = (
-        active.amax(dim=0).sum(dim=-1).mean()
-    )  # experts per task, all scenes
+    used = active.amax(dim=0).sum(dim=-1)  # (T,): experts a task uses at all
     return {
         "idle": idle(active.mean(dim=(0, 1)), model.k).item(),
         "loss": task_loss(predictions, unseen).item(),
-        "different": different.item(),
+        "used": used.mean().item(),
     }
 
 
@@ -727,7 +718,7 @@ found = results[1]  # one of sixteen, with the balance loss
 print("noise off, still idle:", min(values["idle"] for values in found) >= 3)
 print(
     "experts that a task uses on 48 scenes, fewer than four on average:",
-    max(values["different"] for values in found) < 4,
+    max(values["used"] for values in found) < 4,
 )
 nine = results[2] + results[3]
 print("nine of fifteen: at most two idle:", max(v["idle"] for v in nine) <= 2)
@@ -820,7 +811,8 @@ network = me.build_model("moe_vit_nano", tasks, img_size=(64, 64)).eval()
 with torch.no_grad():
     maps = network.backbone(images[:4])
     output = network.decoder(maps)
-print({name: tuple(gates.shape) for name, gates in output.routing.items()})
+for name, gates in output.routing.items():
+    print(name, "gates of shape", tuple(gates.shape))
 
 
 # %%
@@ -899,8 +891,8 @@ print(f"each task its nine:  {each / call:.1f} calls, {each / 1e9:.0f}e9 product
 
 # %%
 baseline, mixture = published.table("mlore", 2).rows[:2]
-added = mixture["flops"] - baseline["flops"], mixture["parameters"] - baseline["parameters"]  # fmt: skip
-print(f"added in the paper: {added[0]:.0f} G, {added[1]:.0f} M")
+flops, parameters = (mixture[c] - baseline[c] for c in ("flops", "parameters"))
+print(f"added in the paper: {flops:.0f} G, {parameters:.0f} M")
 for calls in (15, 45):
     print(f"{calls} calls in 8 modules: {8 * calls * call / 2**30:.0f} G")
 print(f"the experts' parameters: {8 * weights / 1e6:.0f} M")
@@ -1116,7 +1108,7 @@ _ = ch04.check_switch_loss(switch_loss)
 # - A mixture of experts is a stock of small networks and a table of gates, tasks × experts, that a router makes for
 #   every image.
 # - Choose then weigh, or weigh then choose: the two differ by a factor per row, and in what the router learns. With
-#   $k = 1$ and the softmax last it learns nothing.
+#   $k = 1$ and the softmax last, the tasks teach it nothing.
 # - The load is the probability of being chosen: a logit against the bar set by the *other* noisy logits. Probabilities
 #   have no place in that comparison.
 # - Without a balance loss and with $k = 1$, about half of the experts or more died within some dozens of steps. With it
