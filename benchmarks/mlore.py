@@ -1,6 +1,6 @@
 """What MLoRE costs in every form in which its experts can be computed: time, multiply-accumulates, memory.
 
-    python benchmarks/mlore.py                    # one module and the whole ViT-B model at 512 × 512: ten minutes
+    python benchmarks/mlore.py                    # one module and the whole ViT-B model at 512 × 512: 10 minutes
     python benchmarks/mlore.py --quick            # small sizes, a few seconds
     python benchmarks/mlore.py --json book/results/mlore_benchmark.json
 
@@ -14,11 +14,11 @@ The forms, all with the same numbers as result:
 
 All are measured in one run, turn by turn; a time is the least of all turns. It is wall-clock time, or with --threads 1
 the core's time, so that other work on the machine counts little. Column "of product" compares MACs a second with those
-of a plain matrix product, measured in the same turns with the same threads. Memory is what a pass takes above what is
-there before it (model, input): on a CPU the largest resident memory of a process of its own for every form, with what
-the convolution library takes for itself; on a GPU the allocator's largest total. A training step is the forward pass in
-training mode and the gradients of all parameters, without an optimiser. On a GPU there are also rows for bf16 and
-torch.compile, and training steps of the whole model.
+of a plain matrix product, measured in the same turns with the same threads (convolutions have a library of their own
+and may beat it). Memory is what a pass takes above what is there before it (model, input): on a CPU the largest resident
+memory of a process of its own for every form, with what the convolution library takes for itself; on a GPU the
+allocator's largest total. A training step is the forward pass in training mode and the gradients of all parameters,
+without an optimiser. On a GPU there are also rows for bf16 and torch.compile, and training steps of the whole model.
 """
 
 from __future__ import annotations
