@@ -15,7 +15,7 @@ The forms, all with the same numbers as result:
 All are measured in one run, turn by turn; a time is the least of all turns. It is wall-clock time, or with --threads 1
 the core's time, so that other work on the machine counts little. Column "of product" compares MACs a second with those
 of a plain matrix product, measured in the same turns with the same threads (convolutions have a library of their own
-and may beat it). Memory is what a pass takes above what is there before it (model, input): on a CPU the largest resident
+and may beat it). Memory is what a pass takes above what is there before it (model, input): on a CPU the most resident
 memory of a process of its own for every form, with what the convolution library takes for itself; on a GPU the
 allocator's largest total. A training step is the forward pass in training mode and the gradients of all parameters,
 without an optimiser. On a GPU there are also rows for bf16 and torch.compile, and training steps of the whole model.
