@@ -19,6 +19,7 @@ from make_mlore_sweeps import (
     ROOT,
     Configuration,
     mlore,
+    routing,
     run,
     trained,
     write,
@@ -150,6 +151,18 @@ def examine(title: str, configuration: Configuration, seed: int) -> dict:
     }
 
 
+def tasks_served(configuration: Configuration, seed: int) -> list[list[float]]:
+    """For every module the share of experts that serve 0 to T tasks of an image."""
+    run(configuration, seed)  # trains it, where that was not done
+    modules = routing(configuration, seed)["modules"].values()
+    counts = [
+        torch.tensor(module["images_by_tasks"]).sum(dim=0) for module in modules
+    ]
+    return [
+        [round(s, 4) for s in (c / c.sum()).tolist()] for c in counts
+    ]  # (T + 1,) each
+
+
 def main() -> None:
     os.chdir(ROOT)
     if not Path("data/dollhouse_64").exists() and mlore_edu(shlex.split(DATA)):
@@ -170,6 +183,9 @@ def main() -> None:
         **made_with[0],
         "data_command": f"mlore-edu {DATA}",
         "turn": turns[0],
+        "served_without_balance": [
+            tasks_served(mlore(balance_weight=0), seed) for seed in SEEDS
+        ],
         "runs": runs,
     }
     write(HERE / "chapter07.json", content)
