@@ -415,12 +415,9 @@ worst = max(error(after.predictions[n], before.predictions[n]) for n in tasks.na
 print("all predictions equal to 1e-12:", worst < 1e-12)
 
 # %%
-single = me.fuse(model.float())(images.float())
-close = max(
-    error(single.predictions[n], before.predictions[n]) for n in tasks.names
-)
+single = me.fuse(model).float()(images.float()).predictions  # in float32
+close = max(error(single[name], before.predictions[name]) for name in tasks.names)
 print("in float32, equal to 1e-4:", close < 1e-4)
-_ = model.double()
 
 # %% mystnb={"figure": {"name": "fig-08-predictions", "caption": "A validation scene: its labels, what our briefly trained model predicts, and what its fused copy predicts."}, "image": {"alt": "A grid of three rows and seven columns, the image and the six tasks. The first row shows the image and the true labels, the second the predictions of the model, blurred but recognisable, the third those of the fused model, the same pictures."}}
 from mlore_edu.evaluation import decode
@@ -433,7 +430,7 @@ for name, output in {"model": before, "fused": after}.items():
 figure = plots.show_grid(list(rows.values()), list(rows))
 
 # %% [markdown]
-# timm's `reparameterize_model`, which many inference tools call, finds the same method and does the same. A model in training mode is
+# timm's `reparameterize_model` finds the same method in the modules and does the same. A model in training mode is
 # refused, for a reason that we come to now.
 #
 # ## May one merge in training?
@@ -507,7 +504,8 @@ assert costs(C, sum(experts.ranks), N, B * T, 64) == experts.costs(B, T, 64)
 for pairs, L in ((5, 32**2), (40, 32**2), (40, 64**2)):
     by_form = costs(640, 1080, 15, pairs, L)
     fewer = [by_form["merged"][i] < by_form["concatenated"][i] for i in (0, 1)]
-    print(f"{pairs:2} pairs, {L} tokens: fewer operations {fewer[0]}, less memory {fewer[1]}")  # fmt: skip
+    print(f"{pairs:2} pairs, {L} tokens: ", end="")
+    print(f"fewer operations {fewer[0]}, less memory {fewer[1]}")
 
 # %% [markdown]
 # With ViT-B's width and ranks, merging always saves operations here. Memory it saves only on large maps: kernels are kept in place of hidden features, and at 32 × 32 tokens
@@ -856,7 +854,10 @@ def crossing_of(fused):
 
 for form, derived in (("on_the_fly", 576), ("precomposed", 8)):
     later = crossing_of(form) / derived
-    print(f"{form}: later than its operations say: {later > 1}, twice as late: {later > 2}")  # fmt: skip
+    print(
+        f"{form:11} overtakes later than its operations say: {later > 1}, ", end=""
+    )
+    print(f"twice as late: {later > 2}")
 
 # %% [markdown]
 # The on-the-fly form overtakes the unfused one a little later than equation {eq}`eq-08-crossing` says. For precomposed kernels the operations promise eight
