@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlore_edu.metrics import MaxF as MaxF
     from mlore_edu.metrics import MeanIoU as MeanIoU
     from mlore_edu.metrics import NormalError as NormalError
+    from mlore_edu.metrics import implied_baselines as implied_baselines
     from mlore_edu.metrics import multitask_gain as multitask_gain
     from mlore_edu.model import build_model as build_model
     from mlore_edu.model import list_models as list_models
@@ -41,7 +42,7 @@ _HOME = {
     "UserError": "errors",
     "MultiTaskLoss": "losses",
     **dict.fromkeys(("BoundaryF", "BoundaryProtocol", "DepthRMSE", "MaxF", "MeanIoU", "NormalError"), "metrics"),
-    "multitask_gain": "metrics",
+    **dict.fromkeys(("implied_baselines", "multitask_gain"), "metrics"),
     "build_model": "model",
     "list_models": "model",
     "load_released_mlore": "released",

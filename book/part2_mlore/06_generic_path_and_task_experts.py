@@ -22,6 +22,7 @@ import dataclasses
 import itertools
 import json
 import math
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -150,7 +151,7 @@ assert ((gates > 0).sum(dim=2) == 9).all()
 
 # %% [markdown]
 # How it spreads around 3.6 *is* learned. Sixty steps prove little, so we look at recorded networks: three seeds with two
-# modules on each scale, trained as the recipe says and run on 100 validation images (`book/results/make_mlore_sweeps.py`).
+# modules on each of three scales, trained for 300 steps and run on 100 validation images (`book/results/make_mlore_sweeps.py`).
 # Like the paper's Fig. 4b, they are without the generic path.
 
 # %%
@@ -229,8 +230,9 @@ assert torch.equal(taught, output.routing["scale 4, module 1"][0] > 0)
 print("a task teaches the experts it chose, and no other")
 
 # %% [markdown]
-# Over many images every task will have taught every expert something. But in no image is there a place where all
-# tasks come together. MLoRE {cite}`yang2024mlore` adds one.
+# Over many images every task will have taught every expert something. But a place where all tasks come together is not to be found
+# in most images, and none can be counted on. MLoRE {cite}`yang2024mlore` builds one ({numref}`fig-06-paths`): beside the experts it
+# lays a path that all tasks take, and another that each takes alone.
 
 # %% tags=["hide-input"]
 from matplotlib.patches import FancyBboxPatch
@@ -372,8 +374,8 @@ print(cosines(torch.cat([flat, turned])))
 # %% [markdown]
 # We look at two places. In the *generic path* all gradients arrive at the same weights. In the *backbone*, below the module, they
 # arrive by three paths, and the paper lets only two of them through: during training it **stops** the gradient at the entrance of the
-# generic path, because this "can better ease the optimization process and well solve the gradient conflicts". In code it is one word,
-# `detach`. Our function flips this switch without touching anything else.
+# generic path ({numref}`fig-06-paths`). The authors found that training becomes easier, and say that conflicts between gradients are solved by it. In
+# code it is one word, `detach`. Our function flips this switch without touching anything else.
 
 
 # %%
@@ -401,14 +403,14 @@ generic = [decoder.scales[s][0].generic.weight for s in (1, 2, 3)]
 below = list(full.backbone.blocks.parameters())
 at_generic = {stop: task_gradients(full, generic, stop) for stop in (True, False)}
 at_blocks = {stop: task_gradients(full, below, stop) for stop in (True, False)}
-print("same in the generic path:", torch.equal(*at_generic.values()))
+print("same in the generic path:", torch.allclose(*at_generic.values()))
 print("same in the backbone:", torch.allclose(*at_blocks.values()))
 
 # %% [markdown]
 # In the generic path the switch changes nothing, and we shall prove that it cannot. In the backbone it does. How much, and is there a
 # conflict to be solved? One network, trained for seconds, will not tell. `book/results/make_chapter06.py` measured the same cosines in six networks of two
-# modules a scale, trained in full, three with the switch on and three without, on six batches of validation images each. In every network it then set the
-# switch both ways, so that the gradients we compare differ by it alone.
+# modules a scale, trained for 300 steps, three with the gradient stopped and three not, on six batches of validation images each. In every network it then set the
+# switch both ways, so that the gradients we compare differ by it alone ({numref}`fig-06-conflict`).
 
 # %%
 record = json.loads(Path("../results/chapter06.json").read_text())
@@ -500,12 +502,18 @@ print("features of two tasks: mean cosine under 0.2:", bool(alike.mean() < 0.2))
 
 # %%
 for place in ("maps", "backbone"):
-    on, off = (between[place, switch] for switch in switches)  # (6, 30) each
-    print(f"{place}: mean cosine {on.mean():.2f}, not stopped {off.mean():.2f};",
-          f"below zero {100 * (on < 0).float().mean():.0f} % and {100 * (off < 0).float().mean():.0f} % of the pairs")  # fmt: skip
+    for switch in switches:
+        found = between[place, switch]  # (6, 30)
+        share = 100 * (found < 0).float().mean()
+        print(
+            f"{place}, {switch}: mean {found.mean():.2f}, {share:.0f} % below zero"
+        )
+
+# %%
 on, off = (between["backbone", switch] for switch in switches)
-print(f"the switch moves a cosine by {(on - off).abs().mean():.2f},")
-print(f"another seed by {(on[:3] - on[:3].roll(1, 0)).abs().mean():.2f}")
+another_seed = (on[:3] - on[:3].roll(1, dims=0)).abs().mean()
+print(f"the switch moves a cosine by {(on - off).abs().mean():.2f}")
+print(f"another seed moves it by {another_seed:.2f}")
 
 # %% [markdown]
 # At the backbone's weights most pairs of tasks agree, and a few do not. Whether the gradient of the generic path is stopped hardly
@@ -513,13 +521,9 @@ print(f"another seed by {(on[:3] - on[:3].roll(1, 0)).abs().mean():.2f}")
 # apart either:
 
 # %%
-for name, first in (("with", 0), ("without", 3)):
-    switch = switches[first // 3]
-    means = between["backbone", switch][first : first + 3].mean(dim=1)
-    print(
-        f"trained {name} the stop: mean cosines",
-        [round(m, 2) for m in means.tolist()],
-    )
+for switch, three in zip(switches, (slice(0, 3), slice(3, 6))):
+    means = between["backbone", switch][three].mean(dim=1).tolist()
+    print(f"trained with gradients {switch}:", [round(mean, 2) for mean in means])
 
 # %% [markdown]
 # So in our small networks there is little conflict to be solved, and the stopped gradient is not what solves it. This does not refute the paper, which reports
@@ -579,7 +583,7 @@ print(
 
 # %% [markdown]
 # Once trained, the generic path does a large part of the work, and a large part of the gradient wants to go back the way the work came. Stopping it takes that part away, from each task a
-# different one ({numref}`fig-06-length`): the features below hear less from every task, and least, compared with plain training, from normals and boundaries. Making one task's gradient shorter than another's is what loss
+# different one ({numref}`fig-06-length`): the features below hear less from every task, and the cut is deepest for normals and boundaries. Making one task's gradient shorter than another's is what loss
 # weights do. The switch re-weights the tasks.
 #
 # ## What a stopped gradient does, and what it does not
@@ -594,7 +598,8 @@ print(
 #
 # where $f_{sr}^t$ stands for the gates of task $t$. Let $\boldsymbol\delta^t = \partial \mathcal{L}/\partial \mathbf{S}^t$ be the gradient that arrives from above. By the chain rule the generic path's
 # weights need $\boldsymbol\delta^t$ and the values of $\mathbf{X}^t$, which are what they were. Only $\partial \mathcal{L}/\partial \mathbf{X}^t$ changes: it loses
-# the summand that comes back through $\mathbf{W}_g$, the transposed convolution of $\boldsymbol\delta^t$. Four claims, each a line for autograd, in float64:
+# the summand that comes back through $\mathbf{W}_g$, the transposed convolution of $\boldsymbol\delta^t$. That makes four claims: the outputs stay, the generic path's
+# gradients stay, those of the other two paths stay, and below exactly this summand is missing. We hold $\mathbf{X}^t$ in our hands by taking the projection out, and let autograd answer in float64.
 
 # %%
 torch.manual_seed(0)
@@ -624,7 +629,7 @@ def backward(stop):
 S_stop, below_stop, weights_stop = backward(stop=True)
 S_free, below_free, weights_free = backward(stop=False)
 assert torch.equal(S_stop, S_free)  # 1. the outputs are the same
-for name in weights_stop:  # 2. and 3. every weight of the module learns the same
+for name in weights_stop:  # 2. and 3. f_g learns the same, and so do the others
     torch.testing.assert_close(weights_stop[name], weights_free[name])
 back = F.conv_transpose2d(
     delta.flatten(0, 1), module.generic.weight, padding=1
@@ -647,7 +652,7 @@ print(
 try:
     build(experts=0, task_experts=False)
 except me.UserError as refusal:
-    print(refusal)
+    print(textwrap.fill(str(refusal), 80))
 
 # %% [markdown]
 # ### A dial instead of a switch
@@ -698,11 +703,11 @@ _ = ipywidgets.interact(
     alpha=ipywidgets.FloatSlider(0.0, min=0.0, max=1.0, step=0.1, description="α"),
 )
 
-# %% mystnb={"figure": {"name": "fig-06-dial", "caption": "The dial's view at α = 0.5, in our network of one minute: cosines between the tasks' gradients in the transformer blocks; how they change with α; and how the gradients' lengths do."}, "image": {"alt": "At the left a matrix of six by six cosines. In the middle thin lines, one for each pair of tasks, and a thick one for their mean, over alpha from 0 to 1; they bend a little but keep their order by and large. At the right the lengths of the six gradients over alpha."}}
+# %% mystnb={"figure": {"name": "fig-06-dial", "caption": "The dial's view at α = 0.5, in our own small network: cosines between the tasks' gradients in the transformer blocks; how they change with α; and how the gradients' lengths do."}, "image": {"alt": "At the left a matrix of six by six cosines. In the middle thin lines, one for each pair of tasks, and a thick one for their mean, over alpha from 0 to 1; they bend a little but keep their order by and large. At the right the lengths of the six gradients over alpha."}}
 show_dial(0.5)
 
 # %% [markdown]
-# In a network as young as this one some pairs of tasks do conflict in the transformer blocks, and the dial does little about it: the cosines bend, some up and some down, while the lengths grow, each task's by a
+# Turn it, or look at {numref}`fig-06-dial`. In a network as young as this one some pairs of tasks do conflict in the transformer blocks, and the dial does little about it: the cosines bend, some up and some down, while the lengths grow, each task's by a
 # factor of its own. It is the picture of the recorded networks. (With two modules a scale the
 # dependence on $\alpha$ would not be linear, as the path through two dials carries $\alpha^2$.)
 #
@@ -801,7 +806,7 @@ for axis, (title, blocks) in zip(axes, paths.items()):
     axis.tick_params(which="both", length=0)
 
 # %% [markdown]
-# The empty squares beside the diagonals deserve a second look. No task ever reads another task's feature in this decoder. What the
+# The empty squares beside the diagonals of {numref}`fig-06-blocks` deserve a second look. No task ever reads another task's feature in this decoder. What the
 # paper calls modelling the relations between tasks happens in the weights alone: tasks are related in so far as they are
 # served by the same numbers. In the generic path these are all of them.
 #
@@ -821,7 +826,7 @@ print(
 )
 
 # %% [markdown]
-# 213 M, and 29.5 M for the generic path, are 243 M; another 16.4 M for the task experts make 259 M. The paper's last three rows are
+# 213 M, and 29.5 M for the generic path, are 243 M; another 16.4 M for the task experts make 259 M. Both steps of the paper's table are
 # accounted for. In operations both paths are free, if we believe the last column: all three rows stand at 568 G. That is because all paths of a module are linear
 # and become one convolution before the network is used, which [chapter 8](08_reparameterisation.ipynb) proves and prices.
 #
@@ -986,7 +991,7 @@ for title, (after, before) in changes.items():
     print(f"{title:24}", *(f"{count:4}/9" for count in better))
 
 # %% [markdown]
-# The table counts in how many of the nine pairs of networks a change was for the better.
+# The table counts in how many of the nine pairs of networks a change was for the better; {numref}`fig-06-ladder` shows by how much.
 #
 # **The generic path** helps segmentation and human parts by several percent, more than it does in the paper and more than most pairs of seeds differ. The normals pay for it. In the paper all
 # five tasks gain, the normals by a hundredth of a degree.
@@ -1146,7 +1151,7 @@ _ = ch06.check_surgery(without_conflict)
 #   the tasks share the experts out between them.
 # - The generic path is one 3 × 3 convolution that sees the tasks as a larger batch. Every task teaches it in every image.
 # - A cosine between gradients tells help from conflict. Between private projections and private heads the tasks' gradients at shared weights are nearly at right angles.
-# - A stopped gradient leaves outputs and all of the module's weights' gradients as they are, and takes one summand from what flows below. In our networks it changes the gradients' lengths far more than their directions.
+# - A stopped gradient leaves the outputs and the gradients of all three paths' weights as they are, and takes one summand from what flows below. In our networks it changes the gradients' lengths far more than their directions.
 # - Folding tasks into the batch shares weights, folding them into channels with groups separates them. No path of MLoRE reads two tasks' features at once.
 #
 # You can now build every path of an MLoRE module, say which task teaches which weight, and measure whether tasks get in each other's way. What is
