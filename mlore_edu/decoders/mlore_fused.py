@@ -17,7 +17,9 @@ beside the one convolution, 9 C² · H W, which the generic path needs anyway. S
 fusing as soon as H·W > 0.9 C, whatever the ranks, the number of experts and the batch; and mixing precomposed kernels
 as soon as H·W > 0.9 C · N/S, that is 0.9 C over the mean rank: practically always. The task experts' product,
 9 C² R a task for any batch, is saved by storing 9 C² numbers a task. Not counted are the passes over memory: kernels
-are written and read once for each image and task, which no count of multiplications sees.
+are written and read for each image and task, which no count of multiplications sees. Measured on a CPU at C = 640, one
+image (book/results/mlore_price.json), on the fly takes less time than not fusing from about 28 × 28 tokens on (24 × 24
+by the count), precomposed from about 12 × 12 on.
 """
 
 from __future__ import annotations
