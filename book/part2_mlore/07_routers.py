@@ -597,12 +597,10 @@ print(paper.format())
 
 # %%
 baseline = published.table("mlore", 2).rows[0]["delta_m"]
-full, blind = (
-    paper.row(router=name)["delta_m"] for name in ("basic+pos.", "w/o sample-dep")
-)
-print(
-    f"a blind router keeps {100 * (blind - baseline) / (full - baseline):.0f} % of the gain"
-)
+full = paper.row(router="basic+pos.")["delta_m"]
+blind = paper.row(router="w/o sample-dep")["delta_m"]
+kept = 100 * (blind - baseline) / (full - baseline)
+print(f"a blind router keeps {kept:.0f} % of the gain")
 
 # %% [markdown]
 # One run stands behind each row, and none tells how far another seed would move it. We trained
