@@ -51,7 +51,7 @@ def complaint(capsys, *words):
     return sentence.strip()
 
 
-@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("name", ["pascal_context", pytest.param("nyud_v2", marks=pytest.mark.slow)])
 def test_the_table_shows_what_the_model_scores_on_the_validation_split(make_case, name, tmp_path, capsys):
     root, file = make_case(name)
     assert cli.main(["evaluate", "--released", str(file), "--root", str(root), "--json", f"{tmp_path}/r.json"]) == 0
@@ -83,6 +83,7 @@ def test_the_variant_of_saliency_and_of_boundaries_can_be_chosen(pascal):
     assert standard.metrics["edge"] != result.metrics["edge"]
 
 
+@pytest.mark.slow
 def test_images_are_padded_to_another_size_on_demand(pascal, capsys):
     root, file = pascal
     assert cli.main(["evaluate", "--released", str(file), "--root", str(root), "--img-size", "80", "96"]) == 0
