@@ -43,7 +43,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mlore_edu.atomic import write_atomically
 from mlore_edu.decoders.low_rank import LowRankExperts
-from mlore_edu.decoders.mlore import MLoREModule, MLoREOptions, ModuleOutput, active_experts, rank_schedule
+from mlore_edu.decoders.mlore import MLoREModule, ModuleOutput
+from mlore_edu.decoders.mlore_options import MLoREOptions, active_experts, rank_schedule
 from mlore_edu.model import ModelOutput, build_model
 from mlore_edu.reparameterization import fuse
 from mlore_edu.tasks import PASCAL_CONTEXT

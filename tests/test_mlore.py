@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mlore_edu.decoders.base import MapShape
-from mlore_edu.decoders.mlore import MLoREDecoder, MLoREModule, MLoREOptions
+from mlore_edu.decoders.mlore import MLoREDecoder, MLoREModule
+from mlore_edu.decoders.mlore_options import MLoREOptions
 from mlore_edu.model import build_model
 from mlore_edu.tasks import DOLLHOUSE, NYUD_V2, TaskSet
 

@@ -15,7 +15,8 @@ from torch import nn
 
 from mlore_edu.complexity import Complexity, count
 from mlore_edu.decoders.low_rank import LowRankExperts
-from mlore_edu.decoders.mlore import MLoREModule, MLoREOptions
+from mlore_edu.decoders.mlore import MLoREModule
+from mlore_edu.decoders.mlore_options import MLoREOptions
 from mlore_edu.decoders.moe import ConvExperts
 from mlore_edu.decoders.per_task import PerTaskConv2d
 from mlore_edu.model import MultiTaskModel, build_model

@@ -12,8 +12,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mlore_edu as me
-from mlore_edu.decoders.mlore import MLoREModule, MLoREOptions
+from mlore_edu.decoders.mlore import MLoREModule
 from mlore_edu.decoders.mlore_fused import FusedMLoREModule, fuse_module
+from mlore_edu.decoders.mlore_options import MLoREOptions
 from mlore_edu.errors import UserError
 from mlore_edu.reparameterization import choose_mode, fuse
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mlore_edu.decoders.base import MapShape
-from mlore_edu.decoders.mlore import MLoREDecoder, MLoREModule, active_experts, rank_schedule
+from mlore_edu.decoders.mlore import MLoREDecoder, MLoREModule
+from mlore_edu.decoders.mlore_options import active_experts, rank_schedule
 from mlore_edu.errors import UserError
 from mlore_edu.model import build_model
 from mlore_edu.tasks import DOLLHOUSE, NYUD_V2, PASCAL_CONTEXT, TaskSet
@@ -231,6 +232,39 @@ def test_a_callers_option_replaces_the_presets_and_the_preset_itself_is_left_alo
     assert MLoREDecoder.preset("vit_nano", DOLLHOUSE, {})["task_rank"] == 8
 
 
+# ---- the noise before training
+
+
+@pytest.mark.parametrize("std", [0.011, 0.05, 0.6931, 3.0])
+def test_noise_has_the_named_strength_before_training_for_every_image(std: float) -> None:
+    first, *_ = modules_of(small("paper", k=5, noise_start=std).train())
+    with torch.no_grad():  # the logits say nothing, so that what differs between gates is noise
+        first.router.predict.weight.unflatten(0, (2, -1))[:, :5] = 0
+        first.router.predict.bias.unflatten(0, (2, -1))[:, :5] = 0
+    images = 10 * torch.randn(4000, 2, 8, 3, 4)
+    logs = first.route(images)[0].gates.detach().log()
+    differences = (logs - logs.roll(1, dims=-1)).std(dim=(0, 2)) / 2**0.5
+    assert torch.allclose(differences, torch.full((2,), std), rtol=0.03)  # 20000 draws: 1 in 200, six times over
+
+
+def test_noise_starts_as_shazeers_and_the_small_model_with_less() -> None:
+    assert torch.allclose(F.softplus(torch.zeros(1)), torch.tensor(modules_of(small("paper"))[0].options.noise_start))
+    nano = build_model("mlore_vit_nano", DOLLHOUSE, img_size=(32, 32))
+    assert {module.options.noise_start for module in modules_of(nano.decoder)} == {0.05}
+    assert build_model("mlore_vit_nano", DOLLHOUSE, img_size=(32, 32), noise=False) is not None
+
+
+def test_the_network_learns_the_noise_and_makes_it_depend_on_the_image() -> None:
+    first, *_ = modules_of(small("paper", k=2, noise_start=0.05).train())
+    optimizer = torch.optim.SGD(first.router.parameters(), lr=1.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        first(torch.randn(4, 8, 3, 4)).balance_loss.backward()
+        optimizer.step()
+    rows = first.router.predict.weight.unflatten(0, (2, -1))[:, 5:10]
+    assert rows.flatten(1).any(dim=1).all()
+
+
 # ---- ranks and k
 
 
@@ -285,6 +319,9 @@ REFUSALS: dict[str, dict[str, Any]] = {
     r"balance_weight is -0\.1; give a number of at least 0\.": {"balance_weight": -0.1},
     r"balance_weight is nan; give a number of at least 0\.": {"balance_weight": float("nan")},
     r"balance_weight is '1'; give a number of at least 0\.": {"balance_weight": "1"},
+    r"noise_start is 0\.01; give a standard deviation above 0\.01\.": {"noise_start": 0.01},
+    r"noise_start is inf; give a standard deviation above 0\.01\.": {"noise_start": float("inf")},
+    r"noise_start is True; give a standard deviation above 0\.01\.": {"noise_start": True},
     r"plain_maps is -1; give a whole number of at least 0\.": {"plain_maps": -1},
     r"plain_maps is 4 of 4 maps; leave at least one to the modules\.": {"plain_maps": 4},
     r"generic_rank is 2, but generic is False; leave one of them out\.": {"generic_rank": 2, "generic": False},

@@ -16,7 +16,8 @@ import torch
 from training_fakes import RECIPE, Noise, make_model
 
 from mlore_edu.data.loaders import Batch
-from mlore_edu.decoders.mlore import MLoREModule, MLoREOptions
+from mlore_edu.decoders.mlore import MLoREModule
+from mlore_edu.decoders.mlore_options import MLoREOptions
 from mlore_edu.losses import MultiTaskLoss
 from mlore_edu.model import ModelOutput, MultiTaskModel
 from mlore_edu.training import checkpoint

@@ -172,8 +172,8 @@ def decode_naively(decoder: MoEDecoder, maps: list[Tensor], task: int) -> Tensor
         gates = torch.zeros_like(logits).scatter(1, kept, logits.gather(1, kept).softmax(-1))
         mixed = mix_naively(scale.experts, features[:, None], gates[:, None])[:, 0]
         parts.append(F.interpolate(mixed, size, mode="bilinear", align_corners=False))
-        kernels.append(scale.fuse.weight[task * channels : (task + 1) * channels])
-    bias = decoder.scales[0].fuse.bias[task * channels : (task + 1) * channels]
+        kernels.append(scale.to_sum.weight[task * channels : (task + 1) * channels])
+    bias = decoder.scales[0].to_sum.bias[task * channels : (task + 1) * channels]
     return F.conv2d(torch.cat(parts, 1), torch.cat(kernels, 1), bias)
 
 

@@ -828,7 +828,7 @@ def decode(X, scale):
     left_out = ~top_k_mask(logits, 9)
     gates = logits.masked_fill(left_out, -torch.inf).softmax(dim=-1)
     S = scale.experts.shared(X, gates)  # (B, T, C, h, w)
-    Y = scale.fuse(S.flatten(1, 2))  # (B, T·C, h, w)
+    Y = scale.to_sum(S.flatten(1, 2))  # (B, T·C, h, w)
     return F.interpolate(Y, size=(32, 32), mode="bilinear")  # (B, T·C, 32, 32)
 
 

@@ -869,7 +869,7 @@ class Module(nn.Module):
 
 
 # %%
-from mlore_edu.decoders.mlore import MLoREOptions
+from mlore_edu.decoders.mlore_options import MLoREOptions
 
 settings = {"ranks": tuple(range(2, 17)), "task_rank": 8, "k": 9}
 ours = Module(T, 32, 64, **settings)

@@ -644,7 +644,8 @@ _ = figure.colorbar(drawn, label="relative distance")
 # %%
 from torch.utils.flop_counter import FlopCounterMode
 
-from mlore_edu.decoders.mlore import MLoREModule, MLoREOptions
+from mlore_edu.decoders.mlore import MLoREModule
+from mlore_edu.decoders.mlore_options import MLoREOptions
 
 vit_base = MLoREOptions(
     released=True, ranks=tuple(range(16, 129, 8)), k=9, form="concatenated"

@@ -18,7 +18,8 @@ import torch
 from record import write
 from torch.utils.flop_counter import FlopCounterMode
 
-from mlore_edu.decoders.mlore import MLoREModule, MLoREOptions
+from mlore_edu.decoders.mlore import MLoREModule
+from mlore_edu.decoders.mlore_options import MLoREOptions
 from mlore_edu.reparameterization import fuse
 from mlore_edu.training.run_folder import versions
 

@@ -136,12 +136,20 @@ SWEEPS: dict[str, dict[str, Configuration]] = {
         "rank 6": mlore(generic_rank=6),
         "plain 3×3": FULL,
     },
+    # No table of the paper: how strong the gates' noise is before training. ln 2 is softplus(0), as in Shazeer et al.
+    "noise": {
+        "ln 2": mlore(noise_start=0.6931),
+        "0.2": mlore(noise_start=0.2),
+        "0.05": FULL,
+        "off": mlore(noise=False),
+    },
     # No table of the paper: the stopped gradient, the two kinds of MoE, the released code's choices.
     "others": {
         "gradient stopped": FULL,
         "gradient not stopped": mlore(stop_gradient=False),
         "released": mlore(variant="released"),
         "MoE decoder of Sec. 3.2": Configuration("moe"),
+        "MoE decoder, no noise": Configuration("moe", {"noise": False}),
     },
     # No table of the paper: is the order of the ladder a matter of how long one trains?
     "budget": {

@@ -10,8 +10,8 @@ and supplement say, ``"released"`` what the published checkpoints were made with
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -21,12 +21,24 @@ from torch import Tensor, nn
 
 from mlore_edu.decoders.base import DecoderOutput, MapShape
 from mlore_edu.decoders.low_rank import Form, LowRankConv2d, LowRankExperts, TaskExperts
+from mlore_edu.decoders.mlore_options import (
+    SHAZEER_NOISE,
+    MLoREOptions,
+    active_experts,
+    check_choice,
+    check_noise_start,
+    check_paths,
+    check_switches,
+    check_whole,
+    preset,
+    rank_schedule,
+)
 from mlore_edu.decoders.moe import ConvExperts, Gating, importance_loss, load_loss, noisy_top_k
 from mlore_edu.decoders.per_task import PerTaskBatchNorm2d, PerTaskConv2d, resize_tasks
 from mlore_edu.decoders.routers import Router, RouterKind
 from mlore_edu.errors import UserError
 from mlore_edu.reparameterization import Mode
-from mlore_edu.tasks import NYUD_V2, TaskSet
+from mlore_edu.tasks import TaskSet
 
 Variant = Literal["paper", "released"]
 
@@ -44,25 +56,6 @@ class NonlinearBlock(nn.Module):
         """Turn ``(B, T, C, H, W)`` into ``(B, T, C, H, W)``."""
         features = F.gelu(self.norm(features)) if self.norm_first else self.norm(F.gelu(features))
         return cast(Tensor, self.linear(features))
-
-
-@dataclass(frozen=True)
-class MLoREOptions:
-    """What can be varied in a module; see :class:`MLoREDecoder` for the meaning of each."""
-
-    released: bool = False
-    ranks: tuple[int, ...] = ()
-    k: int = 1
-    task_rank: int = 64
-    generic: bool = True
-    generic_rank: int | None = None
-    stop_gradient: bool = True
-    task_experts: bool = True
-    experts_kind: Literal["low_rank", "conv"] = "low_rank"
-    router: RouterKind = "both"
-    softmax_first: bool = True
-    noise: bool = True
-    form: Form = "auto"
 
 
 class ModuleOutput(NamedTuple):
@@ -112,6 +105,8 @@ class MLoREModule(nn.Module):
         self.router = None  # f_sr
         if outputs:
             self.router = Router(tasks, channels, tokens, outputs, kind=options.router, activation=released)
+            if options.noise and count and not released:  # released: the scale starts as the layer's weights have it
+                self.router.start_at(slice(count, 2 * count), math.log(math.expm1(options.noise_start)))
         self.nonlinear = NonlinearBlock(tasks, channels, norm_first=released) if nonlinear else None
 
     def forward(self, features: Tensor) -> ModuleOutput:
@@ -179,10 +174,11 @@ class ConcatenateScales(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Turn S maps ``(B, T, C, h, w)`` into one ``(B, T, C, *size)``."""
-        resized: list[Tensor] = [
-            resize_tasks(part(features), size) for part, features in zip(self.parts, maps, strict=True)
-        ]
-        return reduce(Tensor.add, resized)
+        by_size: dict[tuple[int, int], Tensor] = {}  # maps of one size are summed before they are resized
+        for part, features in zip(self.parts, maps, strict=True):
+            own, share = (features.shape[-2], features.shape[-1]), part(features)  # (B, T, C, h, w)
+            by_size[own] = by_size[own] + share if own in by_size else share
+        return reduce(Tensor.add, (resize_tasks(summed, size) for summed in by_size.values()))
 
 
 class WeighScales(nn.Module):
@@ -237,6 +233,9 @@ class MLoREDecoder(nn.Module):
         True: gates are the softmax over all N, and all but k are dropped; False: drop first, then softmax over k.
     noise
         Whether the gates are noisy in training.
+    noise_start
+        Standard deviation of that noise before training, above :data:`~mlore_edu.decoders.moe.SMALLEST_NOISE`; the
+        network learns it from there. The released variant has no say in it.
     balance_weight
         Weight of the balance loss, summed over scales and modules; 0 leaves it out (supplement, Table 5).
     form
@@ -276,20 +275,22 @@ class MLoREDecoder(nn.Module):
         router: RouterKind = "both",
         softmax_first: bool = True,
         noise: bool = True,
+        noise_start: float = SHAZEER_NOISE,
         balance_weight: float = 1e-4,
         form: Form = "auto",
         plain_maps: int = 0,
     ) -> None:
         super().__init__()
-        _check_choice("variant", variant, get_args(Variant))
-        _check_choice("experts_kind", experts_kind, ("low_rank", "conv"))
-        _check_choice("router", router, get_args(RouterKind))
-        _check_choice("form", form, get_args(Form))
-        _check_switches(generic=generic, task_experts=task_experts, stop_gradient=stop_gradient)
-        _check_switches(softmax_first=softmax_first, noise=noise)
-        _check_whole(1, modules=modules, task_rank=task_rank, generic_rank=1 if generic_rank is None else generic_rank)
-        _check_whole(0, plain_maps=plain_maps, experts=experts)
-        _check_paths(experts, generic, generic_rank, task_experts, stop_gradient)
+        check_choice("variant", variant, get_args(Variant))
+        check_choice("experts_kind", experts_kind, ("low_rank", "conv"))
+        check_choice("router", router, get_args(RouterKind))
+        check_choice("form", form, get_args(Form))
+        check_switches(generic=generic, task_experts=task_experts, stop_gradient=stop_gradient)
+        check_switches(softmax_first=softmax_first, noise=noise)
+        check_whole(1, modules=modules, task_rank=task_rank, generic_rank=1 if generic_rank is None else generic_rank)
+        check_whole(0, plain_maps=plain_maps, experts=experts)
+        check_noise_start(noise_start)
+        check_paths(experts, generic, generic_rank, task_experts, stop_gradient)
         if plain_maps >= len(maps):
             raise UserError(f"plain_maps is {plain_maps} of {len(maps)} maps; leave at least one to the modules.")
         if not isinstance(balance_weight, (int, float)) or not 0 <= balance_weight < torch.inf:
@@ -310,6 +311,7 @@ class MLoREDecoder(nn.Module):
             router=router,
             softmax_first=softmax_first,
             noise=noise,
+            noise_start=noise_start,
             form=form,
         )
         count = len(tasks)
@@ -347,88 +349,5 @@ class MLoREDecoder(nn.Module):
 
     @staticmethod
     def preset(backbone: str, tasks: TaskSet, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Options that go with a backbone and a data set, where the caller gives none of their own."""
-        family, _, size = backbone.partition("_")
-        if family == "swin":
-            return dict(SMALL)
-        if options.get("variant") == "released":
-            key = (size, "NYUD" if tasks.name == NYUD_V2.name else "PASCAL")
-            return dict(RELEASED.get(key, RELEASED.get((size, "PASCAL"), SIZES.get(size, SMALL))))
-        return dict(SIZES.get(size, SMALL))
-
-
-SIZES: dict[str, dict[str, Any]] = {
-    "small": {"channels": 192, "min_rank": 8, "max_rank": 64},  # with R = 64 its parameters are Table 7's 44 M
-    "base": {"channels": 384},
-    "large": {"channels": 384},
-    "nano": {"min_rank": 2, "max_rank": 16, "task_rank": 8, "plain_maps": 1, "balance_weight": 1e-2},
-}
-"""By size of the ViT: what the paper's text says (Secs. 4.1 and 4.4), and what suits the chapters' small model."""
-
-SMALL: dict[str, Any] = {"min_rank": 2, "max_rank": 16, "task_rank": 8}
-"""For the narrow decoders of pyramids, of which the papers say nothing (HRNet18: supplement, Table 7); assumed."""
-
-RELEASED: dict[tuple[str, str], dict[str, Any]] = {
-    ("small", "PASCAL"): {"channels": 192, "min_rank": 8, "max_rank": 64, "task_rank": 32, "balance_weight": 1e-4},
-    ("base", "PASCAL"): {"channels": 640, "task_rank": 64, "balance_weight": 1e-4},
-    ("large", "PASCAL"): {"channels": 452, "task_rank": 72, "balance_weight": 3e-4},
-    ("large", "NYUD"): {
-        "channels": 768,
-        "max_rank": 240,
-        "task_rank": 16,
-        "balance_weight": 5e-4,
-        "softmax_first": False,
-    },
-}
-"""By size of the ViT and data set: what the published checkpoints were made with."""
-
-
-def rank_schedule(experts: int, lowest: int, highest: int) -> tuple[int, ...]:
-    """Ranks of N experts, evenly spaced from the lowest to the highest and rounded; 15 from 16 to 128 step by 8."""
-    _check_whole(0, experts=experts)
-    _check_whole(1, min_rank=lowest, max_rank=highest)
-    if highest < lowest:
-        raise UserError(f"max_rank is {highest}, below min_rank {lowest}; give 1 <= min_rank <= max_rank.")
-    step = (highest - lowest) / max(experts - 1, 1)
-    return tuple(round(lowest + step * expert) for expert in range(experts))
-
-
-def active_experts(experts: int, k: int | None) -> int:
-    """K as given, or 60 % of N, at least 1 (Fig. 3)."""
-    if k is None:
-        return max(1, round(0.6 * experts))
-    if type(k) is not int or not 1 <= k <= max(experts, 1):
-        raise UserError(f"k is {k!r}; give a number of active experts from 1 to {max(experts, 1)}.")
-    return k
-
-
-def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{option} is {value!r}; choose one of {', '.join(choices)}.")
-
-
-def _check_whole(least: int, **options: Any) -> None:
-    """Options come from the command line too, where any word may be given for a number."""
-    for option, value in options.items():
-        if type(value) is not int or value < least:
-            raise UserError(f"{option} is {value!r}; give a whole number of at least {least}.")
-
-
-def _check_switches(**options: Any) -> None:
-    for option, value in options.items():
-        if not isinstance(value, bool):
-            raise UserError(f"{option} is {value!r}; give True or False.")
-
-
-def _check_paths(experts: int, generic: bool, rank: int | None, task_experts: bool, stop_gradient: bool) -> None:
-    if rank is not None and not generic:
-        raise UserError(f"generic_rank is {rank}, but generic is False; leave one of them out.")
-    if experts or task_experts:
-        return
-    if not generic:
-        raise UserError("An MLoRE module needs a path; leave in experts, generic or task_experts.")
-    if stop_gradient:
-        raise UserError(
-            "Nothing below a generic path alone would learn, since its gradient is stopped; "
-            "leave in experts or task_experts, or give stop_gradient=False."
-        )
+        """Options that go with a backbone and a data set, see :func:`mlore_edu.decoders.mlore_options.preset`."""
+        return preset(backbone, tasks, options)

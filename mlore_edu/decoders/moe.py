@@ -297,7 +297,7 @@ class _MoEScale(nn.Module):
         self.project = nn.Conv2d(in_channels, channels, 1)
         self.routers = nn.Linear(channels, tasks * experts * (2 if noise else 1))
         self.experts = ConvExperts(channels, experts)
-        self.fuse = nn.Conv2d(tasks * channels, tasks * channels, 1, groups=tasks, bias=bias)
+        self.to_sum = nn.Conv2d(tasks * channels, tasks * channels, 1, groups=tasks, bias=bias)
         self.tasks, self.noise = tasks, noise
 
     def forward(self, feature_map: Tensor, k: int) -> tuple[Tensor, Gating]:
@@ -307,7 +307,7 @@ class _MoEScale(nn.Module):
         logits, raw_noise = routed.chunk(2, dim=-1) if self.noise else (routed, None)  # (B, T, N) each
         gating = noisy_top_k(logits, raw_noise, k, softmax_first=False, training=self.training)
         mixed = self.experts.shared(features, gating.gates)  # (B, T, C, h, w)
-        return self.fuse(mixed.flatten(1, 2)), gating  # (B, T*C, h, w)
+        return self.to_sum(mixed.flatten(1, 2)), gating  # (B, T*C, h, w)
 
 
 class MoEDecoder(nn.Module):

@@ -112,3 +112,10 @@ class Router(nn.Module):
         pooled = torch.cat([branch(features) for branch in self.branches.values()], dim=2)  # (B, T, hidden sum, 1, 1)
         predicted: Tensor = self.predict(pooled)  # (B, T, outputs, 1, 1)
         return predicted.flatten(2)  # (B, T, outputs)
+
+    def start_at(self, rows: slice, value: float) -> None:
+        """Let these outputs of every task be this value, whatever the image, until training changes it."""
+        with torch.no_grad():
+            for parameter, start in ((self.predict.weight, 0.0), (self.predict.bias, value)):
+                assert parameter is not None
+                parameter.view(self.predict.tasks, -1, *parameter.shape[1:])[:, rows] = start  # (T, outputs, ...)

@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from mlore_edu import published
-from mlore_edu.decoders.mlore import MLoREModule, MLoREOptions
+from mlore_edu.decoders.mlore import MLoREModule
+from mlore_edu.decoders.mlore_options import MLoREOptions
 from mlore_edu.exercises import answered, exercise
 from mlore_edu.metrics import implied_baselines, multitask_gain
 from mlore_edu.tasks import PASCAL_CONTEXT

@@ -1,0 +1,138 @@
+"""What can be varied in MLoRE: options, ranks, and the presets of the papers' models (chapters 5 and 9)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mlore_edu.decoders.low_rank import Form
+from mlore_edu.decoders.moe import SMALLEST_NOISE
+from mlore_edu.decoders.routers import RouterKind
+from mlore_edu.errors import UserError
+from mlore_edu.tasks import NYUD_V2, TaskSet
+
+SHAZEER_NOISE = math.log(2)
+"""Noise of the gates before training: softplus of the zeros that Shazeer et al. start from."""
+
+
+@dataclass(frozen=True)
+class MLoREOptions:
+    """What can be varied in a module; see :class:`~mlore_edu.decoders.mlore.MLoREDecoder` for each one's meaning."""
+
+    released: bool = False
+    ranks: tuple[int, ...] = ()
+    k: int = 1
+    task_rank: int = 64
+    generic: bool = True
+    generic_rank: int | None = None
+    stop_gradient: bool = True
+    task_experts: bool = True
+    experts_kind: Literal["low_rank", "conv"] = "low_rank"
+    router: RouterKind = "both"
+    softmax_first: bool = True
+    noise: bool = True
+    noise_start: float = SHAZEER_NOISE
+    form: Form = "auto"
+
+
+def rank_schedule(experts: int, lowest: int, highest: int) -> tuple[int, ...]:
+    """Ranks of N experts, evenly spaced from the lowest to the highest and rounded; 15 from 16 to 128 step by 8."""
+    check_whole(0, experts=experts)
+    check_whole(1, min_rank=lowest, max_rank=highest)
+    if highest < lowest:
+        raise UserError(f"max_rank is {highest}, below min_rank {lowest}; give 1 <= min_rank <= max_rank.")
+    step = (highest - lowest) / max(experts - 1, 1)
+    return tuple(round(lowest + step * expert) for expert in range(experts))
+
+
+def active_experts(experts: int, k: int | None) -> int:
+    """K as given, or 60 % of N, at least 1 (Fig. 3)."""
+    if k is None:
+        return max(1, round(0.6 * experts))
+    if type(k) is not int or not 1 <= k <= max(experts, 1):
+        raise UserError(f"k is {k!r}; give a number of active experts from 1 to {max(experts, 1)}.")
+    return k
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {"channels": 192, "min_rank": 8, "max_rank": 64},  # with R = 64 its parameters are Table 7's 44 M
+    "base": {"channels": 384},
+    "large": {"channels": 384},
+    "nano": {
+        "min_rank": 2,
+        "max_rank": 16,
+        "task_rank": 8,
+        "plain_maps": 1,
+        "balance_weight": 1e-2,
+        "noise_start": 0.05,
+    },
+}
+"""By size of the ViT: what the paper's text says (Secs. 4.1 and 4.4), and what suits the chapters' small model."""
+
+SMALL: dict[str, Any] = {"min_rank": 2, "max_rank": 16, "task_rank": 8}
+"""For the narrow decoders of pyramids, of which the papers say nothing (HRNet18: supplement, Table 7); assumed."""
+
+RELEASED: dict[tuple[str, str], dict[str, Any]] = {
+    ("small", "PASCAL"): {"channels": 192, "min_rank": 8, "max_rank": 64, "task_rank": 32, "balance_weight": 1e-4},
+    ("base", "PASCAL"): {"channels": 640, "task_rank": 64, "balance_weight": 1e-4},
+    ("large", "PASCAL"): {"channels": 452, "task_rank": 72, "balance_weight": 3e-4},
+    ("large", "NYUD"): {
+        "channels": 768,
+        "max_rank": 240,
+        "task_rank": 16,
+        "balance_weight": 5e-4,
+        "softmax_first": False,
+    },
+}
+"""By size of the ViT and data set: what the published checkpoints were made with."""
+
+
+def preset(backbone: str, tasks: TaskSet, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that go with a backbone and a data set, where the caller gives none of their own."""
+    family, _, size = backbone.partition("_")
+    if family == "swin":
+        return dict(SMALL)
+    if options.get("variant") == "released":
+        key = (size, "NYUD" if tasks.name == NYUD_V2.name else "PASCAL")
+        return dict(RELEASED.get(key, RELEASED.get((size, "PASCAL"), SIZES.get(size, SMALL))))
+    return dict(SIZES.get(size, SMALL))
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{option} is {value!r}; choose one of {', '.join(choices)}.")
+
+
+def check_whole(least: int, **options: Any) -> None:
+    """Options come from the command line too, where any word may be given for a number."""
+    for option, value in options.items():
+        if type(value) is not int or value < least:
+            raise UserError(f"{option} is {value!r}; give a whole number of at least {least}.")
+
+
+def check_switches(**options: Any) -> None:
+    for option, value in options.items():
+        if not isinstance(value, bool):
+            raise UserError(f"{option} is {value!r}; give True or False.")
+
+
+def check_paths(experts: int, generic: bool, rank: int | None, task_experts: bool, stop_gradient: bool) -> None:
+    if rank is not None and not generic:
+        raise UserError(f"generic_rank is {rank}, but generic is False; leave one of them out.")
+    if experts or task_experts:
+        return
+    if not generic:
+        raise UserError("An MLoRE module needs a path; leave in experts, generic or task_experts.")
+    if stop_gradient:
+        raise UserError(
+            "Nothing below a generic path alone would learn, since its gradient is stopped; "
+            "leave in experts or task_experts, or give stop_gradient=False."
+        )
+
+
+def check_noise_start(std: float) -> None:
+    """The least noise is a floor that no gradient passes: noise that starts there stays there."""
+    if type(std) not in (int, float) or not SMALLEST_NOISE < std < math.inf:
+        raise UserError(f"noise_start is {std!r}; give a standard deviation above {SMALLEST_NOISE}.")
