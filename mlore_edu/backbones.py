@@ -66,7 +66,9 @@ _SPECS = {
     "hrnet18": _pyramid("hrnet_w18_small_v2", 18, (1, 2, 3, 4), head=""),
 }
 
-BACKBONES = ("vit_nano", *_SPECS)
+_NANO_DEPTHS = {"vit_nano": 3, "vit_nano_12": 12}
+
+BACKBONES = (*_NANO_DEPTHS, *_SPECS)
 """Names that :func:`build_backbone` takes."""
 
 
@@ -106,7 +108,7 @@ class TimmBackbone(nn.Module):
 
 
 class NanoViT(nn.Module):
-    """A convolutional stem and a small transformer, for a chapter's minute on two CPU cores (not from a paper).
+    """A convolutional stem and a small transformer, for a chapter's minutes on two CPU cores (not from a paper).
 
     The stem's map, at half the image's resolution, is the first of the four; the transformer's tokens, one for 8 × 8
     pixels, after a third, two thirds and all of its blocks are the others. Without the stem's map boundaries and
@@ -167,7 +169,7 @@ def build_backbone(
     name
         One of :data:`BACKBONES`.
     img_size
-        ``(H, W)``, multiples of the largest stride (8 for ``vit_nano``, 16 for the ViTs, 32 for Swin and HRNet).
+        ``(H, W)``, multiples of the largest stride (8 for the nano ViTs, 16 for the others, 32 for Swin and HRNet).
     pretrained
         Load timm's weights, from the network or its cache.
     weights
@@ -191,12 +193,12 @@ def build_backbone(
     if name not in BACKBONES:
         close = difflib.get_close_matches(name, BACKBONES) or BACKBONES
         raise UserError(f"There is no backbone {name!r}; choose one of {', '.join(close)}.")
-    if pretrained and name == "vit_nano":
-        raise UserError("vit_nano has no pretrained weights; leave out pretrained.")
-    spec = None if name == "vit_nano" else _SPECS[name]
+    if pretrained and name in _NANO_DEPTHS:
+        raise UserError(f"{name} has no pretrained weights; leave out pretrained.")
+    spec = _SPECS.get(name)
     _check_size(name, img_size, max(spec.strides) if spec else 8)
     if spec is None:
-        backbone: Backbone = NanoViT(img_size, drop_path_rate)
+        backbone: Backbone = NanoViT(img_size, drop_path_rate, depth=_NANO_DEPTHS[name])
     else:
         backbone = TimmBackbone(spec, img_size, drop_path_rate)
     if blocks is not None:
@@ -215,14 +217,21 @@ def _check_size(name: str, img_size: tuple[int, int], stride: int) -> None:
 
 
 def _choose_blocks(backbone: Backbone, name: str, blocks: Sequence[int]) -> None:
-    """Replace the blocks after which a ViT gives its features."""
-    depth = len(backbone.net.blocks) if isinstance(backbone, TimmBackbone) and backbone.spec.is_vit else 0
+    """Replace the blocks after which a ViT gives its features; the stem's map of a ``vit_nano`` stays the first."""
+    nano = isinstance(backbone, NanoViT)
+    depth = len(backbone.blocks) if isinstance(backbone, NanoViT) else _depth(backbone)
     if not depth:
         raise UserError(f"{name} has no choice of blocks; leave out blocks, or take a ViT.")
     if list(blocks) != sorted(set(blocks)) or not blocks or blocks[0] < 1 or blocks[-1] != depth:
         raise UserError(f"blocks is {list(blocks)}; give increasing numbers from 1, the last of them {depth}.")
     backbone.outputs = [block - 1 for block in blocks]
-    backbone.channels, backbone.strides = backbone.channels[:1] * len(blocks), backbone.strides[:1] * len(blocks)
+    backbone.channels = backbone.channels[:nano] + backbone.channels[-1:] * len(blocks)
+    backbone.strides = backbone.strides[:nano] + backbone.strides[-1:] * len(blocks)
+
+
+def _depth(backbone: TimmBackbone) -> int:
+    """Blocks of a ViT; 0 of a pyramid."""
+    return len(backbone.net.blocks) if backbone.spec.is_vit else 0
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ class PredictionHead(nn.Module):
         Channels of the task's prediction.
     size
         Resolution ``(h, w)`` at which the head works, usually the image's divided by 4.
+    activation
+        ``"gelu"`` as in MLoRE, or ``"relu"`` as in TaskExpert (Sec. 3.4).
 
     Notes
     -----
@@ -31,9 +33,12 @@ class PredictionHead(nn.Module):
     as torch does; bias of the prediction normal with 0.02. Chapter 3.
     """
 
-    def __init__(self, in_channels: int, channels: int, size: tuple[int, int]) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, size: tuple[int, int], activation: Literal["gelu", "relu"] = "gelu"
+    ) -> None:
         super().__init__()
         self.size = size
+        self.activation = nn.functional.gelu if activation == "gelu" else nn.functional.relu
         self.mix = nn.Conv2d(in_channels, in_channels, 3, padding=1)
         self.norm = nn.BatchNorm2d(in_channels)
         self.predict = nn.Conv2d(in_channels, channels, 1)
@@ -44,5 +49,5 @@ class PredictionHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Turn features ``(B, C, h, w)`` into a raw prediction ``(B, channels, *size)``."""
         features = resize(features, self.size)  # (B, C, H/4, W/4)
-        hidden = nn.functional.gelu(self.norm(self.mix(features)))
+        hidden = self.activation(self.norm(self.mix(features)))  # (B, C, H/4, W/4)
         return cast(torch.Tensor, self.predict(hidden))  # (B, channels, H/4, W/4)

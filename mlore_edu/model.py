@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from mlore_edu.decoders.base import DecoderOutput, MapShape, resize
 from mlore_edu.decoders.baseline import BaselineDecoder
 from mlore_edu.decoders.mlore import MLoREDecoder
 from mlore_edu.decoders.moe import MoEDecoder
+from mlore_edu.decoders.taskexpert import TaskExpertDecoder
 from mlore_edu.errors import UserError
 from mlore_edu.heads import PredictionHead
 from mlore_edu.tasks import TaskSet
@@ -24,11 +25,12 @@ DECODERS: dict[str, Callable[..., Any]] = {
     "baseline": BaselineDecoder,
     "moe": MoEDecoder,
     "mlore": MLoREDecoder,
+    "taskexpert": TaskExpertDecoder,
 }
 """Decoders by name; a model is called ``<decoder>_<backbone>``."""
 
 WIDTHS = {
-    "vit_nano": 32,
+    **dict.fromkeys(("vit_nano", "vit_nano_12"), 32),
     **dict.fromkeys(("vit_small", "dinov2_small", "dinov3_small"), 192),
     **dict.fromkeys(("vit_base", "dinov2_base", "dinov3_base"), 640),
     **dict.fromkeys(("vit_large", "dinov2_large", "dinov3_large"), 452),
@@ -36,7 +38,7 @@ WIDTHS = {
 }
 """Width C of the decoder where none is given: those of MLoRE's released models for ViT, TIF's for the pyramids."""
 
-HEAD_STRIDES = {"vit_nano": 2}
+HEAD_STRIDES = {"vit_nano": 2, "vit_nano_12": 2}
 """Stride at which the heads work where it is not the usual 4."""
 
 
@@ -132,7 +134,7 @@ def build_model(
     pretrained, weights, drop_path_rate, blocks
         For the backbone, see :func:`~mlore_edu.backbones.build_backbone`.
     head_stride
-        The heads work at 1/``head_stride`` of the image's resolution: 4, and 2 with ``vit_nano``, if not given.
+        The heads work at 1/``head_stride`` of the image's resolution: 4, and 2 with the nano ViTs, if not given.
     channels
         Width C of the decoder; see :data:`WIDTHS` for what it is if not given, or the decoder's own ``preset``.
     **decoder_overrides
@@ -150,23 +152,26 @@ def build_model(
         raise UserError(f"blocks is {blocks!r}; give a tuple of numbers, which only Python can (build_model).")
     decoder_class = DECODERS[decoder_name]
     _check_overrides(decoder_name, decoder_class, decoder_overrides)
-    backbone = build_backbone(
-        backbone_name, img_size, pretrained=pretrained, weights=weights, drop_path_rate=drop_path_rate, blocks=blocks
-    )
+    preset = _preset(decoder_class, backbone_name, tasks, decoder_overrides)
+    preset_blocks = preset.pop("blocks", None)
+    of_backbone: dict[str, Any] = {"weights": weights, "drop_path_rate": drop_path_rate}
+    of_backbone["blocks"] = preset_blocks if blocks is None else blocks
+    backbone = build_backbone(backbone_name, img_size, pretrained=pretrained, **of_backbone)
     height, width = img_size
     maps = [MapShape(c, height // s, width // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
-    options = {"channels": WIDTHS[backbone_name], **_preset(decoder_class, backbone_name, tasks, decoder_overrides)}
+    options = {"channels": WIDTHS[backbone_name], **preset}
     decoder = decoder_class(tasks, maps, **(options | decoder_overrides | ({"channels": channels} if channels else {})))
     stride = head_stride or HEAD_STRIDES.get(backbone_name, 4)
     size = (height // stride, width // stride)
-    heads = {task.name: PredictionHead(decoder.channels, task.channels, size) for task in tasks}
+    activation: Literal["gelu", "relu"] = getattr(decoder_class, "head_activation", "gelu")
+    heads = {task.name: PredictionHead(decoder.channels, task.channels, size, activation) for task in tasks}
     return MultiTaskModel(backbone, decoder, heads)
 
 
 def _preset(
     decoder_class: Callable[..., Any], backbone: str, tasks: TaskSet, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Options that a decoder proposes for a backbone; none, where it has no ``preset``."""
+    """Options that a decoder proposes for a backbone, ``blocks`` of the backbone's among them; it may have none."""
     preset: Callable[..., dict[str, Any]] | None = getattr(decoder_class, "preset", None)
     return preset(backbone, tasks, options) if preset else {}
 

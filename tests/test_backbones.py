@@ -40,7 +40,7 @@ def marked_slow_if_large(name: str) -> object:
     return pytest.param(name, marks=pytest.mark.slow) if name.endswith(("base", "large")) else name
 
 
-@pytest.mark.parametrize("name", [marked_slow_if_large(name) for name in BACKBONES if name != "vit_nano"])
+@pytest.mark.parametrize("name", [marked_slow_if_large(name) for name in BACKBONES if "nano" not in name])
 def test_every_backbone_gives_four_maps_of_the_promised_shapes(name: str) -> None:
     with torch.device("meta"):
         backbone = build_backbone(name, (64, 96), drop_path_rate=0.1)
@@ -77,7 +77,7 @@ def test_parameter_counts_of_the_vits_follow_the_formula(size: str, width: int, 
     assert parameters_of(f"dinov2_{size}") == vit_parameters(width, depth, 32 * 32, patch=14) + more
 
 
-@pytest.mark.parametrize("name", ["vit_nano", "dinov2_small", "dinov3_small", "swin_tiny", "hrnet18"])
+@pytest.mark.parametrize("name", ["vit_nano", "vit_nano_12", "dinov2_small", "dinov3_small", "swin_tiny", "hrnet18"])
 def test_every_parameter_takes_part_so_that_several_processes_can_train(name: str) -> None:
     torch.manual_seed(0)
     backbone = build_backbone(name, (64, 64))
@@ -131,6 +131,21 @@ def test_other_blocks_can_be_chosen() -> None:
 def test_blocks_that_cannot_be_are_refused(wrong: tuple[int, ...]) -> None:
     with torch.device("meta"), pytest.raises(UserError, match="the last of them 12"):
         build_backbone("vit_small", (32, 32), blocks=wrong)
+
+
+def test_a_nano_vit_keeps_its_stem_before_the_chosen_blocks() -> None:
+    torch.manual_seed(0)
+    every = build_backbone("vit_nano_12", (16, 24), blocks=range(1, 13)).eval()
+    thirds = build_backbone("vit_nano_12", (16, 24)).eval()
+    thirds.load_state_dict(every.state_dict())
+    images = torch.randn(2, 3, 16, 24)
+    assert (len(every.channels), every.channels[:2], every.strides[:2]) == (13, (32, 96), (2, 8))
+    maps = every(images)
+    assert [tuple(m.shape) for m in maps] == [
+        (2, c, 16 // s, 24 // s) for c, s in zip(every.channels, every.strides, strict=True)
+    ]
+    for index, map_ in zip((0, 4, 8, 12), thirds(images), strict=True):
+        assert torch.equal(map_, maps[index])
 
 
 def test_a_pyramid_has_no_choice_of_blocks() -> None:

@@ -69,6 +69,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "noise_start": 0.05,
     },
 }
+SIZES["nano_12"] = SIZES["nano"]
 """By size of the ViT: what the paper's text says (Secs. 4.1 and 4.4), and what suits the chapters' small model."""
 
 SMALL: dict[str, Any] = {"min_rank": 2, "max_rank": 16, "task_rank": 8}

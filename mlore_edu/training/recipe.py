@@ -252,6 +252,10 @@ def _dollhouse_recipes() -> list[Recipe]:
     )
     small_mlore = replace(mlore, name="dollhouse_mlore_nano_64", root="data/dollhouse_64", img_size=(64, 64))
     small_moe = replace(small_mlore, name="dollhouse_moe_nano_64", model="moe_vit_nano")
+    taskexpert = replace(mlore, name="dollhouse_taskexpert_nano", model="taskexpert_vit_nano_12")
+    small_taskexpert = replace(
+        taskexpert, name="dollhouse_taskexpert_nano_64", root="data/dollhouse_64", img_size=(64, 64)
+    )
     large = replace(
         nano,
         name="dollhouse_baseline_vit_small_512",
@@ -269,7 +273,7 @@ def _dollhouse_recipes() -> list[Recipe]:
         checkpoint_interval=1000,
         eval_interval=5000,
     )
-    return [nano, small, mlore, small_mlore, small_moe, large]
+    return [nano, small, mlore, small_mlore, small_moe, taskexpert, small_taskexpert, large]
 
 
 def _benchmark_recipes() -> list[Recipe]:
