@@ -1168,7 +1168,9 @@ all_rows = [
     (table, row)
     for table in (published.table(*key) for key in published.tables())
     for row in table.rows
-    if "delta_m" in row and "HRNet18" not in table.caption
+    if table.paper.startswith("mlore")
+    and "delta_m" in row
+    and "HRNet18" not in table.caption
 ]
 # %%
 printed_gains = [row["delta_m"] for _, row in all_rows]
