@@ -76,8 +76,8 @@ for axis, (name, answer) in zip(axes, filters.items()):
     axis.spines[:].set_visible(False)
 
 # %% [markdown]
-# How useful is a filter to a task? We predict the task's labels from the filter's answer alone, pixel by pixel, by least
-# squares, and ask what share of the labels' variance that explains.
+# How useful is a filter to a task? We predict the task's labels from the filter's answer and its square alone, pixel by
+# pixel, by least squares, and ask what share of the labels' variance that explains.
 
 
 # %%
@@ -150,8 +150,8 @@ _ = show_matrix(axis, relative, titles, list(filters), vmax=1, digits=2)
 #
 # ## Experts and gates
 #
-# An **expert** $E_n$ is a small network that all tasks share. In MLoRE's standard mixture it is a 3 × 3 convolution, a
-# ReLU and a 1 × 1 convolution, from $C$ channels to $C$. A **router** $G_t$ per task looks at the feature $\mathbf{X}$
+# An **expert** $E_n$ is a small network that all tasks share. In the standard mixture that MLoRE starts from it is a 3 × 3
+# convolution, a ReLU and a 1 × 1 convolution, from $C$ channels to $C$. A **router** $G_t$ per task looks at the feature $\mathbf{X}$
 # and gives one number, a **gate** $g_n^t$, for each of the $N$ experts. The task's feature is the sum of the experts'
 # answers, weighted by the gates:
 #
@@ -210,8 +210,8 @@ for row, task in enumerate(tasks):
     arrow((5.92, 1.77), (6.12, y + 0.15))
 
 # %% [markdown]
-# To watch the mixture alone we give it the plainest feature there is: patches of 8 × 8 pixels, their 192 numbers brought
-# to $C = 16$ channels by a 1 × 1 convolution. No transformer follows.
+# To watch the mixture alone we give it the plainest feature there is, without any transformer: patches of 8 × 8 pixels,
+# their 192 numbers brought to $C = 16$ channels by a 1 × 1 convolution.
 
 # %%
 T, N, C = len(tasks), 8, 16
@@ -274,7 +274,7 @@ torch.testing.assert_close(library.shared(X, gates), S)
 # %%
 router = nn.Linear(C, T * N)
 logits = router(X.mean(dim=(2, 3))).unflatten(1, (T, N))  # (B, T, N)
-logits = 6 * logits.detach()  # as decided as a trained router's
+logits = 6 * logits.detach()  # enlarged: a trained router is more decided
 gates = logits.softmax(dim=-1)  # (B, T, N)
 
 # %% [markdown]
@@ -318,6 +318,7 @@ matrices = {
 for axis, (title, matrix) in zip(axes, matrices.items()):
     show_matrix(axis, matrix[0], titles, range(1, N + 1), vmax=0.8)
     axis.set(title=title, xlabel="expert")
+    axis.tick_params(length=0)  # a tick beside a number looks like a minus sign
     for y, total in enumerate(matrix[0].sum(dim=-1).tolist()):
         axis.text(N - 0.35, y, f"{total:.2f}", va="center", fontsize=8)
 
@@ -334,8 +335,7 @@ for order, expected in ((True, softmax_first), (False, softmax_last)):
 
 # %% [markdown]
 # They also teach the router differently. With the softmax last, logits that were not chosen receive no gradient at all,
-# and for $k = 1$ the only gate is always 1, so that the task teaches
-# the router nothing:
+# and for $k = 1$ the only gate is always 1, so that the task teaches the router nothing:
 
 # %%
 for order in ("first", "last"):
@@ -399,6 +399,8 @@ _ = axes[0].set_ylabel("expert")
 # :label: eq-04-load
 # P_n = \Phi\!\left( \frac{\ell_n - b_n}{\sigma_n} \right).
 # ```
+#
+# (With $k = N$ there is no bar, and everybody is chosen.)
 
 
 # %%
@@ -739,7 +741,8 @@ print("nine of fifteen: it changes less than 1:", abs(loss[3] - loss[2]) < 1)
 #
 # *Balance under noise is not balance.* With the noise off, many experts are idle with the balance loss too. It has made
 # the logits equal enough for the noise to spread the work; it has not made a task want different experts for different
-# images. Routers whose choice hardly depends on the image keep about $k \cdot T$ experts busy, which is six here.
+# images. Routers whose choice did not depend on the image at all would keep at most $k \cdot T$ experts busy, six here,
+# and these come close to that.
 #
 # *How many die depends on k.* Six tasks that each take nine of fifteen leave out hardly any expert, even if they choose
 # blindly. Exercise 4.1 computes how many chance alone would leave out. Whoever reports that an expert is idle, or
@@ -805,9 +808,9 @@ _ = figure.colorbar(shown, ax=axes, label="share of draws", ticks=(0, 0.5, 1))
 # ## The whole decoder
 #
 # The decoder of MLoRE's Sec. 3.2 has such a mixture at each of the four scales. Every map of the backbone gets a 1 × 1
-# convolution to $C$ channels, routers and fifteen experts of its own. Finally the four features of a task are
-# concatenated and a 1 × 1 convolution makes $C$ channels of $4C$. As in chapter 3 that is a sum over the scales, and
-# commutes with resizing.
+# convolution to $C$ channels, routers and fifteen experts of its own, nine of them active, with the softmax last. Finally
+# the four features of a task are concatenated and a 1 × 1 convolution makes $C$ channels of $4C$. As in chapter 3 that is
+# a sum over the scales, and commutes with resizing.
 
 # %%
 torch.manual_seed(0)
@@ -838,7 +841,8 @@ for features, name in zip(total.chunk(T, dim=1), tasks.names):
 
 # %% [markdown]
 # It is trained as chapter 3's network was, with `output.balance_loss` added to the loss of the tasks: the losses of
-# this chapter, summed over the scales and weighted by 0.01. `mlore-edu train` does so for every decoder.
+# this chapter, summed over the scales and weighted by `balance_weight`, 0.01 unless you say otherwise. `mlore-edu train`
+# does so for every decoder.
 #
 # ## What it costs
 #
@@ -891,7 +895,8 @@ print(f"each task its nine:  {each / call:.1f} calls, {each / 1e9:.0f}e9 product
 # %% [markdown]
 # With features of their own, five tasks pay for 45 calls although there are fifteen experts. Is that the bill of the
 # paper's Table 2? The row with the standard mixture costs 1834 G and has 676 M parameters, of which the baseline
-# accounts for 391 G and 115 M. The paper places modules at four scales, two at each, and its G is $2^{30}$.
+# accounts for 391 G and 115 M. The paper places modules at four scales, two at each, and its G is $2^{30}$
+# ([chapter 3](../part1_foundations/03_one_encoder_many_heads.ipynb)).
 
 # %%
 baseline, mixture = published.table("mlore", 2).rows[:2]
@@ -941,7 +946,8 @@ _ = axis.legend(loc="upper left", bbox_to_anchor=(0.0, 0.98))
 # ```{exercise} Left out by chance
 # :label: ex-04-chance
 # Each of $T$ tasks picks $k$ of $N$ experts at random, independently of the others. How many experts does no task pick,
-# on average? What does that say about one of sixteen for six tasks, and about nine of fifteen for five?
+# on average? Write `left_out(experts, k, tasks)`. What does that say about one of sixteen for six tasks, and about nine of
+# fifteen for five?
 # ```
 
 # %%
@@ -970,7 +976,7 @@ print(f"9 of 15, five tasks: {left_out(15, 9, 5):.2f}")
 _ = ch04.check_left_out(left_out)
 
 # %% [markdown]
-# With one of sixteen, nearly eleven experts rest at any moment for chance alone. That is why one must look at many
+# With one of sixteen, nearly eleven experts rest in any one image by chance alone. That is why one must look at many
 # images before calling an expert idle, as we did. With nine of fifteen hardly one rests.
 #
 # ```{solution-end}
@@ -1042,8 +1048,9 @@ _ = ch04.check_cv_squared(cv_squared)
 #
 # ```{exercise} The bill
 # :label: ex-04-price
-# Give the parameters and the multiply-accumulates of $N$ full-width experts (3 × 3, ReLU, 1 × 1, with biases) that are
-# called a given number of times on maps with a given number of tokens.
+# Write `price(channels, experts, calls, tokens)`: the parameters and the multiply-accumulates, in this order, of $N$
+# full-width experts (3 × 3, ReLU, 1 × 1, with biases) that are called `calls` times in all, each time on a map of `tokens`
+# places. Biases have parameters, but no multiply-accumulates.
 # ```
 
 
