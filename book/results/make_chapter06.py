@@ -8,21 +8,17 @@ switch is then set both ways: the gradients differ by it alone.
 """
 
 import dataclasses
-import json
-import os
-import shlex
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from make_mlore_sweeps import DATA, FULL, ROOT, Configuration, mlore, run
+from make_mlore_sweeps import FULL, mlore
 from record import HERE
+from sweeps import DATA, Configuration, one_machine, prepare, run, trained, write
 
 import mlore_edu as me
-from mlore_edu.cli import main as mlore_edu
 from mlore_edu.data.loaders import make_loader
 from mlore_edu.decoders.mlore import MLoREModule
-from mlore_edu.training import checkpoint
 from mlore_edu.training.recipe import load_recipe
 from mlore_edu.training.setup import make_model, make_validation_set
 
@@ -113,11 +109,7 @@ def measure_run(name: str, configuration: Configuration, seed: int) -> dict:
     measured = {}
     if name == "stopped":  # untrained, there is nothing else to tell them apart
         measured["untrained"] = measure(model, batches)
-    weights, _ = checkpoint.load(
-        checkpoint.latest(configuration.folder(seed) / "checkpoints")
-    )
-    model.load_state_dict(weights)
-    measured["trained"] = measure(model, batches)
+    measured["trained"] = measure(trained(configuration, seed), batches)
     kept = ("seed", "command", "commit", "metrics", "made_with")
     return {
         "trained_with": name,
@@ -128,28 +120,20 @@ def measure_run(name: str, configuration: Configuration, seed: int) -> dict:
 
 
 def main() -> None:
-    os.chdir(ROOT)
-    torch.set_num_threads(1)
-    if mlore_edu(shlex.split(DATA)):
-        raise SystemExit(2)
+    prepare()
     runs = []
     for name, configuration in TRAINED.items():
         for seed in SEEDS:
             runs.append(measure_run(name, configuration, seed))
             print(f"{len(runs)} of {len(TRAINED) * len(SEEDS)}", flush=True)
-    made_with = runs[0]["made_with"]
-    for told in runs:
-        if told.pop("made_with") != made_with:
-            raise RuntimeError("the runs were not all made on one machine")
-    head = {
+    content = {
         "command": "python book/results/make_chapter06.py",
-        **made_with,
+        **one_machine(runs),
         "data_command": f"mlore-edu {DATA}",
         "tasks": list(TASKS),
+        "runs": runs,
     }
-    rows = ",\n".join(json.dumps(told) for told in runs)
-    text = json.dumps(head, indent=1)[:-2] + f',\n "runs": [\n{rows}\n ]\n}}\n'
-    (HERE / "chapter06.json").write_text(text)
+    write(HERE / "chapter06.json", content)
 
 
 if __name__ == "__main__":

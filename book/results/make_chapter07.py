@@ -5,29 +5,14 @@
 Uses the networks of make_mlore_sweeps.py, and trains those that are not in runs/mlore_sweeps; the rest takes a minute.
 """
 
-import os
-import shlex
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from make_mlore_sweeps import (
-    DATA,
-    FULL,
-    LORE,
-    NO_GENERIC,
-    ROOT,
-    Configuration,
-    mlore,
-    routing,
-    run,
-    trained,
-    write,
-)
+from make_mlore_sweeps import FULL, LORE, NO_GENERIC, mlore, routing
 from record import HERE
+from sweeps import DATA, Configuration, one_machine, prepare, run, trained, write
 
 import mlore_edu as me
-from mlore_edu.cli import main as mlore_edu
 from mlore_edu.data.loaders import make_loader
 from mlore_edu.decoders.mlore import MLoREModule
 from mlore_edu.decoders.moe import Gating
@@ -164,23 +149,19 @@ def tasks_served(configuration: Configuration, seed: int) -> list[list[float]]:
 
 
 def main() -> None:
-    os.chdir(ROOT)
-    if not Path("data/dollhouse_64").exists() and mlore_edu(shlex.split(DATA)):
-        raise SystemExit(2)
+    prepare()
     runs = []
     for title, configuration in CONFIGURATIONS.items():
         for seed in SEEDS:
             runs.append(examine(title, configuration, seed))
             print(f"{title}, seed {seed}", flush=True)
-    made_with = [told.pop("made_with") for told in runs]
-    if any(other != made_with[0] for other in made_with):
-        raise RuntimeError("the networks were not all trained on one machine")
+    made_with = one_machine(runs)
     turns = [
         told["looks"].pop("turn") for told in runs
     ]  # the same scenes, each time
     content = {
         "command": "python book/results/make_chapter07.py",
-        **made_with[0],
+        **made_with,
         "data_command": f"mlore-edu {DATA}",
         "turn": turns[0],
         "served_without_balance": [

@@ -11,62 +11,19 @@ The single-task runs behind Δm are chapter 3's (make_chapter03.py), which have 
 """
 
 import argparse
-import contextlib
-import io
-import json
-import multiprocessing
-import os
-import shlex
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-from record import HERE, record
+from record import HERE
+from sweeps import Configuration, prepare, read, train, trained, write
 
-from mlore_edu.cli import main as mlore_edu
 from mlore_edu.data.loaders import make_loader
 from mlore_edu.data.transforms import denormalise
 from mlore_edu.evaluation import decode
 from mlore_edu.pictures import panel
-from mlore_edu.training import checkpoint
 from mlore_edu.training.recipe import load_recipe
-from mlore_edu.training.setup import make_model, make_validation_set
+from mlore_edu.training.setup import make_validation_set
 
-ROOT = HERE.parents[1]
-RUNS = Path("runs/mlore_sweeps")
-DATA = "dollhouse --root data/dollhouse_64 --size 64 --difficulty easy --train 400 --val 100"
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """One network: the recipe dollhouse_<decoder>_nano_64, and what differs from it."""
-
-    decoder: str = "mlore"
-    options: dict = field(default_factory=dict)
-    iterations: int = 300
-
-    @property
-    def key(self) -> str:
-        """A name that says everything, also of the run's folder."""
-        pairs = (f"{name}={value}" for name, value in sorted(self.options.items()))
-        longer = [] if self.iterations == 300 else [f"iterations={self.iterations}"]
-        return " ".join([self.decoder, *pairs, *longer])
-
-    def command(self, seed: int) -> str:
-        """The command of one run."""
-        flags = f"--iterations {self.iterations} --workers 0 --pictures 0"
-        pairs = " ".join(f"{name} {value}" for name, value in self.options.items())
-        options = f" --model-options {pairs}" if pairs else ""
-        return (
-            f"train dollhouse_{self.decoder}_nano_64 {flags} --seed {seed}{options}"
-            f" --run {self.folder(seed)}"
-        )
-
-    def folder(self, seed: int) -> Path:
-        """Where the run lies."""
-        return RUNS / f"{self.key.replace(' ', '_')}_seed_{seed}"
+RECORD = HERE / "mlore_sweeps.json"
 
 
 def mlore(**options) -> Configuration:
@@ -163,46 +120,6 @@ ALIASES = {
 }
 
 
-def run(configuration: Configuration, seed: int) -> dict:
-    """Train one network with one command of `mlore-edu`, and collect what its run folder tells."""
-    started = time.process_time()
-    command, said = configuration.command(seed), io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = mlore_edu(shlex.split(command))
-    if code:
-        raise RuntimeError(
-            f"mlore-edu {command} ended with code {code}: {said.getvalue()[-500:]}"
-        )
-    told = record(configuration.folder(seed))
-    losses = told["curve"]["losses"].values()
-    model = make_model(load_recipe(configuration.folder(seed)), for_training=False)
-    return {
-        "key": configuration.key,
-        "seed": seed,
-        "command": f"mlore-edu {command}",
-        "commit": told["commit"][:12],
-        "decoder": configuration.decoder,
-        "options": configuration.options,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "cpu_seconds": round(time.process_time() - started),
-        "metrics": {
-            name: round(value, 4) for name, value in told["metrics"].items()
-        },
-        # the tasks' losses added without their weights, every 30th step
-        "curve": [round(sum(step), 3) for step in list(zip(*losses))[2::3]],
-        "made_with": {key: told[key] for key in ("hardware", "versions")},
-    }
-
-
-def trained(configuration: Configuration, seed: int) -> torch.nn.Module:
-    """The network of a finished run."""
-    folder = configuration.folder(seed)
-    model = make_model(load_recipe(folder), for_training=False)
-    weights, _ = checkpoint.load(checkpoint.latest(folder / "checkpoints"))
-    model.load_state_dict(weights)
-    return model.eval()
-
-
 def routing(configuration: Configuration, seed: int) -> dict:
     """How a trained network uses its experts on the validation images, for every module."""
     recipe = load_recipe(configuration.folder(seed))
@@ -262,98 +179,23 @@ def pictures() -> None:
     )
 
 
-def read(path: Path) -> dict:
-    """What is recorded already."""
-    return json.loads(path.read_text()) if path.exists() else {"runs": []}
-
-
-def write(path: Path, content: dict) -> None:
-    """Store the record, one run a line; never half of it."""
-    head = json.dumps(
-        {name: value for name, value in content.items() if name != "runs"}, indent=1
-    )
-    rows = ",\n".join(
-        json.dumps(run, ensure_ascii=False) for run in content["runs"]
-    )
-    draft = path.with_suffix(".draft")
-    draft.write_text(f'{head[:-2]},\n "runs": [\n{rows}\n ]\n}}\n')
-    draft.replace(path)
-
-
-def add(told: dict) -> None:
-    """Add one run to the record."""
-    path = HERE / "mlore_sweeps.json"
-    made_with = told.pop("made_with")
-    runs = read(path)["runs"]
-    if runs and {name: read(path)[name] for name in made_with} != made_with:
-        raise RuntimeError(
-            f"{path} was made on another machine or with other versions; move it away to make all runs again."
-        )
-    content = {
-        "command": "python book/results/make_mlore_sweeps.py all",
-        **made_with,
-        "data_command": f"mlore-edu {DATA}",
-        "sweeps": {
-            name: {row: c.key for row, c in rows.items()}
-            for name, rows in SWEEPS.items()
-        },
-        "runs": [*runs, told],
-    }
-    write(path, content)
-
-
-def train(names: list[str], seeds: int, workers: int) -> None:
-    """Train what the named sweeps need and the record lacks."""
-    wanted = {
-        (configuration.key, seed): configuration
-        for name in names
-        for configuration in SWEEPS[name].values()
-        for seed in range(seeds)
-    }
-    known = {
-        (run["key"], run["seed"])
-        for run in read(HERE / "mlore_sweeps.json")["runs"]
-    }
-    missing = [
-        (c, seed) for (key, seed), c in wanted.items() if (key, seed) not in known
-    ]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        waiting = [pool.submit(run, *choice) for choice in missing]
-        for number, finished in enumerate(as_completed(waiting), start=1):
-            try:
-                told = finished.result()
-            except (
-                RuntimeError
-            ) as error:  # the others may do better; the same command tries again
-                print(error, flush=True)
-                continue
-            print(
-                f"{number} of {len(missing)}: {told['key']}, seed {told['seed']}",
-                flush=True,
-            )
-            add(told)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sweep", choices=[*SWEEPS, *ALIASES])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     chosen = parser.parse_args()
-    os.chdir(ROOT)
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that train
-    if not Path("data/dollhouse_64").exists() and mlore_edu(shlex.split(DATA)):
-        raise SystemExit(2)
+    prepare()
     names = list(ALIASES.get(chosen.sweep, (chosen.sweep,)))
-    train(names, chosen.seeds, chosen.workers)
+    command = "python book/results/make_mlore_sweeps.py all"
+    train(RECORD, command, SWEEPS, names, chosen.seeds, chosen.workers)
     if "routing" in names:
         runs = [
             routing(configuration, seed)
             for configuration in SWEEPS["routing"].values()
             for seed in range(chosen.seeds)
         ]
-        recorded = read(HERE / "mlore_sweeps.json")
+        recorded = read(RECORD)
         content = {
             "command": "python book/results/make_mlore_sweeps.py routing",
             **{
