@@ -37,7 +37,7 @@ plots.use_style()
 # %%
 with torch.device("meta"):
     vit_base = build_backbone("vit_base", (512, 512))
-C, modules = 640, 8  # the width that MLoRE's tables imply; 4 scales × 2 modules
+C, modules = 640, 8  # the width of the paper's ablations; 4 scales × 2 modules
 ranks = range(16, 129, 8)  # 16, 24, …, 128: fifteen of them
 bill = {
     "the ViT-B encoder": sum(p.numel() for p in vit_base.parameters()),
@@ -98,7 +98,8 @@ torch.testing.assert_close(by_matrix, F.conv2d(image, weight, padding=1))
 
 # %% [markdown]
 # The *rank* of $\mathbf{K}$ is the number of independent directions that can come out: if it is $r$, the outputs at all
-# pixels of all images lie in one $r$-dimensional subspace of $\mathbb{R}^C$. A random kernel has rank $C$. Must it?
+# pixels of all images lie, but for the bias, in one $r$-dimensional subspace of $\mathbb{R}^C$. A random kernel has rank $C$.
+# Does a useful one need it?
 #
 # LoRA {cite}`hu2022lora` asked this of what a large language model learns. Fine-tuning such a model changes its $C \times C$
 # matrices, and LoRA allows only changes of the form $\mathbf{U}\mathbf{V}$ with $\mathbf{U} \in \mathbb{R}^{C \times r}$ and
@@ -127,8 +128,8 @@ torch.testing.assert_close(by_matrix, F.conv2d(image, weight, padding=1))
 r = 3
 V = torch.randn(r, 12, 3, 3, dtype=torch.float64)  # 3 × 3: C → r
 U = torch.randn(12, r, dtype=torch.float64)  # 1 × 1: r → C
-b_in = torch.randn(r, dtype=torch.float64)
-b_out = torch.randn(12, dtype=torch.float64)
+b_in = torch.randn(r, dtype=torch.float64)  # b_V
+b_out = torch.randn(12, dtype=torch.float64)  # b_U
 hidden = F.conv2d(image, V, b_in, padding=1)  # (1, r, 7, 9)
 two_steps = F.conv2d(hidden, U[:, :, None, None], b_out)  # (1, 12, 7, 9)
 
@@ -142,7 +143,7 @@ print(
 )
 
 # %% [markdown]
-# The argument also runs backwards. The singular value decomposition writes any kernel as
+# The argument also runs backwards: every kernel of rank $r$ is such a pair. The singular value decomposition writes any kernel as
 # $\mathbf{K} = \sum_i \sigma_i \mathbf{u}_i \mathbf{v}_i^\top$, with orthonormal $\mathbf{u}_i$, orthonormal $\mathbf{v}_i$ and
 # *singular values* $\sigma_1 \ge \sigma_2 \ge \dots \ge 0$. Each term is a pattern $\mathbf{v}_i$ of nine pixels to look for, and a
 # direction $\mathbf{u}_i$ in which to answer where it is found. Stop after $r$ terms, and the result has rank $r$ and
@@ -400,7 +401,8 @@ print(table2.format("setting", "delta_m", "flops", "parameters"))
 # ## What an expert costs
 #
 # A weight of a convolution is used once at every pixel, so weights and multiply-accumulates go together: on a map of
-# $L$ pixels, each weight costs $L$ of the latter. For a first convolution of width $k$, biases aside,
+# $L$ pixels, each weight costs $L$ of the latter. For a first convolution of width $k$ (in this section $k$ is that width, not a number
+# of active experts), biases aside,
 #
 # ```{math}
 # :label: eq-05-cost
@@ -408,8 +410,8 @@ print(table2.format("setting", "delta_m", "flops", "parameters"))
 # \underbrace{k^2 C r + r C = (k^2+1)\,C r}_{\text{rank } r}
 # ```
 #
-# weights make an expert. The ratio is $r/C$, whatever $k$ is. A set of low-rank experts costs what a full one would cost of rank
-# $\sum_n r_n$, so with the paper's fifteen ranks
+# weights make an expert. The ratio is $r/C$, whatever $k$ is. A set of low-rank experts costs as much as a single one of rank
+# $\sum_n r_n$ would, so with the paper's fifteen ranks
 
 # %%
 total = sum(ranks)
@@ -421,14 +423,14 @@ for width in (640, 384):
 
 # %% [markdown]
 # Two cautions. First, a full-width expert may have an activation between its two convolutions, and a low-rank one must
-# not: only then is it one convolution. Secondly, {eq}`eq-05-cost` saves nothing unless $r < C$, and against the plain 3 × 3
+# not: only without it are the two one convolution. Secondly, {eq}`eq-05-cost` saves nothing unless $r < C$, and against the plain 3 × 3
 # convolution that it could be composed to, with $9C^2$ weights, unless $r < 0.9\,C$.
 #
 # ### The paper's Table 1, recounted
 #
 # The paper compares one module of its own with one of standard experts, in parameters and "FLOPs". Its table does not say at which size, but
-# the numbers do: $C = 384$, the decoder's width by the text, 32 × 32 tokens and five tasks of PASCAL-Context, and a G of $2^{30}$ as
-# we found in chapter 3. Then one expert used once on every token costs $(k^2+1)$ times
+# the numbers do: $C = 384$, which its text gives as the decoder's width (the ablations say 640), 32 × 32 tokens and five tasks of
+# PASCAL-Context, and a G of $2^{30}$ as we found in chapter 3. Then one expert used once on every token costs $(k^2+1)$ times
 
 # %%
 table = published.table("mlore", 1)
@@ -550,11 +552,11 @@ print(
 # %% [markdown]
 # Mixed ranks have the best $\Delta_m$. Look at the tasks, though: with rank 16 throughout, two of the five are better than with mixed ranks. With rank 128, the
 # most expensive choice, $\Delta_m$ is lowest. No second seed is reported. What can be said is that more rank is not
-# simply better, and that little of the score hangs on the exact schedule.
+# simply better, and that half a percent of $\Delta_m$ lies between the best and the worst of the three.
 #
 # {numref}`fig-05-scores` suggests a reason of its own for mixed ranks, since tasks differ in what they need. And there is one that can be proved.
 # A single expert is confined to a subspace. But gates *add* experts, and the rank of a sum can be as large as the sum of the
-# ranks. Of the fifteen experts $k = 9$ are active for a task. The nine of lowest rank have together
+# ranks. Of the fifteen experts nine are active for a task. The nine of lowest rank have together
 
 # %%
 lowest = sorted(ranks)[:9]
@@ -562,7 +564,7 @@ print(" + ".join(map(str, lowest)), "=", sum(lowest))
 assert sum(lowest) > C1
 
 # %% [markdown]
-# more than 384. So with $C = 384$, whichever nine experts a task picks, the rank of their sum can be full, and no subspace confines it. It is the single
+# which is more than 384. So with $C = 384$, whichever nine experts a task picks, the rank of their sum can be full, and no subspace confines it. It is the single
 # expert that is simple; the mixture is not. We try it with random experts at an eighth of the size.
 
 # %%
@@ -764,15 +766,15 @@ for form, numbers in at_640.items():
 
 # %% [markdown]
 # There is a third form. The experts have no activation, so their kernels can be added before anything is convolved. Then there is nothing between to hold, but
-# a kernel for each sample and task to make. Which form is cheaper depends on the batch, the number of tokens and $C$; `LowRankExperts(form="auto")`
-# works it out from the shapes. [Chapter 8](08_reparameterisation.ipynb) derives it.
+# a kernel for each sample and task to make. Which form is cheaper depends on the batch, the number of tokens, $C$ and the ranks;
+# `LowRankExperts(form="auto")` works it out from the shapes. [Chapter 8](08_reparameterisation.ipynb) derives it.
 #
 # ## Exercises
 #
 # ```{exercise} The size of an expert
 # :label: ex-05-size
 # How many parameters has one low-rank expert with $C$ channels, rank $r$ and a first convolution of width $k$, both biases
-# included?
+# included? Write `expert_parameters(channels, rank, kernel)`.
 # ```
 
 # %%
@@ -818,8 +820,8 @@ _ = ch05.check_factors(factors)
 # ```{solution-start} ex-05-factors
 # :class: dropdown
 # ```
-# They are not: for any invertible $r \times r$ matrix $\mathbf{A}$, the factors $\mathbf{U}\mathbf{A}$ and $\mathbf{A}^{-1}\mathbf{V}$ have the same product. Adding up
-# parameters therefore overstates by $r^2$ what a low-rank expert can do differently.
+# They are not: for any invertible $r \times r$ matrix $\mathbf{A}$, the factors $\mathbf{U}\mathbf{A}$ and $\mathbf{A}^{-1}\mathbf{V}$ have the same product. The number of
+# its weights therefore overstates by $r^2$ in how many directions a low-rank expert can differ from another.
 
 
 # %% jupyter={"source_hidden": true}
@@ -919,8 +921,8 @@ _ = ch05.check_fewest_active(fewest_active)
 # ```{solution-start} ex-05-active
 # :class: dropdown
 # ```
-# Nine and twelve. With the width of the text, the paper's choice of nine active experts is just the least that never confines a task to a subspace. With the
-# width of the tables it is three too few for that, though nine experts of middling rank are enough there too.
+# Nine and twelve. At $C = 384$ the paper's choice of nine active experts is just the least that never confines a task to a subspace. At
+# $C = 640$, the width of the ablations, it is three too few for that, though nine experts of middling rank are enough there too.
 
 
 # %% jupyter={"source_hidden": true}
