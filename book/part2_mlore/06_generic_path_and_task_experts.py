@@ -174,7 +174,7 @@ chance = torch.tensor(
 print(f"all six tasks, by chance: {100 * chance[T]:.1f} %")
 print("measured: under a fifth of that:", bool(overall[T] < chance[T] / 5))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-meetings", "caption": "Number of tasks that use an expert in one image. Left: for each expert of the last module, the share of images in which so many tasks use it (three networks, 100 images each). Right: over all experts and modules, beside what six tasks would do that choose nine experts each by lot."}, "image": {"alt": "At the left fifteen stacked bars, one for each rank from 2 to 16, made almost wholly of the shades for three, four and two tasks; the darkest, for six, is hardly to be seen. At the right bars over zero to six tasks with a peak at three and four, higher and narrower than the dots of chance; at six tasks the dot is far above the bar."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-06-meetings", "caption": "Number of tasks that use an expert in one image. Left: for each expert of the last module, the share of images in which so many tasks use it (three networks, 100 images each). Right: over all experts and modules, beside what six tasks would do that choose nine experts each by lot."}, "image": {"alt": "At the left fifteen stacked bars, one for each rank from 2 to 16, made almost wholly of the shades for two to five tasks, three and four above all; the darkest, for six, is hardly to be seen. At the right bars over zero to six tasks with a peak at three and four, higher and narrower than the dots of chance; at six tasks the dot is far above the bar."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3.0), width_ratios=(3, 2))
 shares = 100 * counts[:, -1].sum(dim=0) / (len(runs) * images)  # (N, T + 1)
 shades = plt.colormaps["cividis_r"](torch.linspace(0, 1, T + 1).numpy())
@@ -230,9 +230,9 @@ assert torch.equal(taught, output.routing["scale 4, module 1"][0] > 0)
 print("a task teaches the experts it chose, and no other")
 
 # %% [markdown]
-# Over many images every task will have taught every expert something. But a place where all tasks come together is not to be found
-# in most images, and none can be counted on. MLoRE {cite}`yang2024mlore` builds one ({numref}`fig-06-paths`): beside the experts it
-# lays a path that all tasks take, and another that each takes alone.
+# Over many images a task may well teach every expert something. But in most images there is no expert in which all tasks come
+# together, and in none can one be counted on. MLoRE {cite}`yang2024mlore` builds such a place ({numref}`fig-06-paths`): beside the
+# experts it lays a path that all tasks take, and another that each takes alone.
 
 # %% tags=["hide-input"]
 from matplotlib.patches import FancyBboxPatch
@@ -310,7 +310,8 @@ sheets(6.66, "$\\mathbf{S}^t$")
 # f_g(\mathbf{X}^t) = \mathbf{W}_g \circledast \mathbf{X}^t + \mathbf{b}_g .
 # ```
 #
-# To a convolution that is the same for all tasks, a task is just one more image. So we fold tasks into the batch.
+# where $\circledast$ is the convolution, as in the paper. To weights that are the same for all tasks, a task is just one more
+# image. So we fold tasks into the batch.
 
 # %%
 full = train(build())  # all three paths
@@ -582,9 +583,9 @@ print(
 )
 
 # %% [markdown]
-# Once trained, the generic path does a large part of the work, and a large part of the gradient wants to go back the way the work came. Stopping it takes that part away, from each task a
+# Once trained, the generic path does a large part of the work, and so a large part of the gradient would come back through it. Stopping it takes that part away, from each task a
 # different one ({numref}`fig-06-length`): the features below hear less from every task, and the cut is deepest for normals and boundaries. Making one task's gradient shorter than another's is what loss
-# weights do. The switch re-weights the tasks.
+# weights do. To all that lies below, the switch re-weights the tasks.
 #
 # ## What a stopped gradient does, and what it does not
 #
@@ -596,7 +597,8 @@ print(
 # \mathbf{S}^t = f_g(\operatorname{sg}(\mathbf{X}^t)) + f_{sr}^t(f_{lre}(\mathbf{X}^t)) + f_{se}^t(\mathbf{X}^t),
 # ```
 #
-# where $f_{sr}^t$ stands for the gates of task $t$. Let $\boldsymbol\delta^t = \partial \mathcal{L}/\partial \mathbf{S}^t$ be the gradient that arrives from above. By the chain rule the generic path's
+# where $f_{lre}$ stands for the shared experts, $f_{sr}^t$ for their sum under the gates of task $t$, and $f_{se}^t$ for the task's own expert, which comes below. Without $\operatorname{sg}$ this is
+# the paper's Equation 2. Let $\boldsymbol\delta^t = \partial \mathcal{L}/\partial \mathbf{S}^t$ be the gradient that arrives from above. By the chain rule the generic path's
 # weights need $\boldsymbol\delta^t$ and the values of $\mathbf{X}^t$, which are what they were. Only $\partial \mathcal{L}/\partial \mathbf{X}^t$ changes: it loses
 # the summand that comes back through $\mathbf{W}_g$, the transposed convolution of $\boldsymbol\delta^t$. That makes four claims: the outputs stay, the generic path's
 # gradients stay, those of the other two paths stay, and below exactly this summand is missing. We hold $\mathbf{X}^t$ in our hands by taking the projection out, and let autograd answer in float64.
@@ -661,10 +663,10 @@ except me.UserError as refusal:
 #
 # ```{math}
 # :label: eq-06-dial
-# \mathbf{g}^t(\alpha) = \mathbf{g}^t_{\text{others}} + \alpha\, \mathbf{g}^t_{\text{generic}},
+# \nabla\mathcal{L}_t(\alpha) = \nabla\mathcal{L}_t^{\text{others}} + \alpha\, \nabla\mathcal{L}_t^{\text{generic}},
 # ```
 #
-# at 0 the paper's choice, at 1 plain training. We have both ends already, in `at_blocks`, and can draw everything between.
+# what comes through the other two paths and the share that comes through the generic one: at 0 the paper's choice, at 1 plain training. We have both ends already, in `at_blocks`, and can draw everything between.
 
 
 # %%
@@ -708,13 +710,13 @@ show_dial(0.5)
 
 # %% [markdown]
 # Turn it, or look at {numref}`fig-06-dial`. In a network as young as this one some pairs of tasks do conflict in the transformer blocks, and the dial does little about it: the cosines bend, some up and some down, while the lengths grow, each task's by a
-# factor of its own. It is the picture of the recorded networks. (With two modules a scale the
+# factor of its own. In this it resembles the recorded networks. (With two modules a scale the
 # dependence on $\alpha$ would not be linear, as the path through two dials carries $\alpha^2$.)
 #
 # ## An expert for each task
 #
 # The third path turns the question of this chapter around: which weights should *one* task have for itself? In MLoRE a
-# low-rank expert of rank $R$ each, without a gate:
+# low-rank expert each, of rank $R$ and without a gate:
 #
 # ```{math}
 # :label: eq-06-task
@@ -808,7 +810,7 @@ for axis, (title, blocks) in zip(axes, paths.items()):
 # %% [markdown]
 # The empty squares beside the diagonals of {numref}`fig-06-blocks` deserve a second look. No task ever reads another task's feature in this decoder. What the
 # paper calls modelling the relations between tasks happens in the weights alone: tasks are related in so far as they are
-# served by the same numbers. In the generic path these are all of them.
+# served by the same numbers. In the generic path they share every one.
 #
 # ### What the two paths cost
 #
@@ -1009,7 +1011,7 @@ for title, (after, before) in changes.items():
 #
 # ```{exercise} Meetings
 # :label: ex-06-meetings
-# Write a function of gates $(B, T, N)$ that gives, for each number of tasks from 0 to $T$, the share of all pairs of an image and an expert in
+# Write `meetings(gates)` for gates $(B, T, N)$: for each number of tasks from 0 to $T$, the share of all pairs of an image and an expert in
 # which exactly so many tasks use the expert.
 # ```
 
@@ -1045,7 +1047,7 @@ _ = ch06.check_meetings(meetings)
 # ```{exercise} The bill of a module
 # :label: ex-06-bill
 # Given the width $C$, the ranks $r_1, \dots, r_N$, the rank $R$ and the number of tasks, how many parameters have the generic path, the shared experts and the
-# task experts of one module, biases included? Give the three numbers. From which $R$ on do five task experts cost more than the generic path, at $C = 640$?
+# task experts of one module, biases included? Write `path_parameters` so that it gives these three numbers, in this order. From which $R$ on do five task experts cost more than the generic path, at $C = 640$?
 # ```
 
 
@@ -1116,7 +1118,7 @@ _ = ch06.check_dial(turn_down)
 # ```{exercise} Surgery
 # :label: ex-06-surgery
 # Another answer to conflicts is to operate on the gradients {cite}`yu2020gradient`: where $\mathbf{a} \cdot \mathbf{b} < 0$, take from $\mathbf{a}$ the part that points
-# against $\mathbf{b}$, so that what is left is at a right angle to it; otherwise leave $\mathbf{a}$ alone. Write it for two vectors.
+# against $\mathbf{b}$, so that what is left is at a right angle to it; otherwise leave $\mathbf{a}$ alone. Write `without_conflict(a, b)` for two vectors; it gives the new $\mathbf{a}$.
 # ```
 
 
