@@ -79,12 +79,12 @@ print(*(f"{name}: {tuple(g.shape)}" for name, g in routing.items()), sep="\n")
 def show_table(axis, table):
     axis.imshow(table, cmap="Blues", aspect="auto", vmin=0, vmax=1)
     axis.set(xticks=[], yticks=[])
+    axis.tick_params(length=0)
     axis.spines[:].set(visible=True, color="0.7")
 
 
 def name_tasks(axis):
     axis.set_yticks(range(6), [task.title for task in tasks], fontsize=8)
-    axis.tick_params(length=0)
 
 
 figure, axes = plt.subplots(2, 4, figsize=(7.5, 3.4), height_ratios=(2, 1.1))
@@ -128,7 +128,8 @@ name_tasks(axes[1, 0])
 # \end{aligned}
 # ```
 #
-# The softmax of $\mathbf{z}$, of which the largest $k$ are kept, gives the gates. In code, with one task:
+# The softmax of $\mathbf{z}$, of which the largest $k$ are kept, gives the gates. (In training the last layer also gives each
+# expert's noise, as in chapter 4; we leave it out here.) In code, with one task:
 
 # %%
 torch.manual_seed(0)
@@ -178,7 +179,7 @@ same = torch.allclose(one_map, router(X)[0, 0], rtol=1e-12, atol=1e-12)
 print("three layers, one map, the same logits to twelve digits:", same)
 
 # %% [markdown]
-# At the paper's size the printed layers hold several times the numbers of the map that they amount to:
+# At the width of the paper's ablations, $C = 640$, the printed layers hold more than ten times the numbers of the map that they amount to:
 
 # %%
 with torch.device("meta"):
@@ -268,8 +269,9 @@ for axis, (name, trained) in zip(axes, bent.items()):
 _ = axes[0].set_ylabel("b")
 
 # %% [markdown]
-# The printed router does no better than a coin, whatever it is trained for. So an activation matters where a decision depends on two
-# features *together*. It also lets a mixed picture have an opinion of its own, since the mean of what is bent is not what is made of the mean.
+# The printed router stays unsure everywhere, however long it is trained; even the best line is right only two times in three. So an
+# activation matters where a decision depends on two features *together*. It also lets the router have an opinion of its own about a
+# mixed picture, since the mean of what was bent is not the same as bending the mean.
 #
 # ## What the mean forgets
 #
@@ -342,7 +344,8 @@ _ = figure.colorbar(drawn, ax=axes[3], shrink=0.8)
 #
 # How much of this matters in a real network is another question. There, the columns of $\mathbf{X}$ are no plain colours. They come out of a
 # backbone that was told where everything is ([chapter 3](../part1_foundations/03_one_encoder_many_heads.ipynb)), so a floor above a
-# ceiling may give other features and not just shuffled ones, and then the mean knows it too. In our trained network it does:
+# ceiling may give other features and not just shuffled ones, and then the mean knows it too. In our trained network it does. We turn
+# the rooms over and measure how far their means move:
 
 
 # %%
@@ -356,7 +359,7 @@ with torch.no_grad():
     upright = router_means(scenes["image"])
     hanging = router_means(scenes["image"].flip(2))
 change = (upright - hanging).norm() / (upright - upright.mean(dim=0)).norm()
-print("it changes as much as between two rooms:", bool(change > 0.5))
+print("more than half as far as rooms lie from their mean:", bool(change > 0.5))
 
 # %% [markdown]
 # The position branch also fixes the resolution, as the position embedding does, since it has one weight for each place. For another
@@ -423,7 +426,8 @@ for name, means in (("the paper's", cells), ("ours", ours)):
     print(f"{name:12} {len(means)} means, {100 * share:.0f} % of them 0.01 or less")
 
 # %% [markdown]
-# The paper's routers are as settled as ours, and nearly as settled as a router can be that never looks. What is called dynamic routing is, for
+# By this measure the paper's routers are as settled as ours, and nearly as settled as routers that never look. (It is a hint, not a
+# count: an expert that is active with a tiny gate also has a mean near zero.) What is called dynamic routing is, for
 # the greater part of the choices, an assignment of experts to tasks, learned once. The balance loss does not
 # object: it asks that all experts be used equally, and says nothing about images.
 #
@@ -475,7 +479,7 @@ for name in ("the next task's", "random experts"):
     print(f"{name:16} more than 10 % worse: {losses[name] > 1.1 * own}")
 
 # %% [markdown]
-# In this network it matters a great deal which experts a *task* has, and not at all which image the gates were made for. The recorded networks are
+# In this network it matters a great deal which experts a *task* has, and hardly at all which image the gates were made for. The recorded networks are
 # better trained, and there are three kinds of them: with nothing but experts as here, with task experts, and with the generic path
 # as well. `book/results/make_chapter07.py` did the same to all of them.
 
@@ -510,7 +514,7 @@ for axis, title in zip(axes, titles):
         fontsize=7,
     )
     axis.axhline(0, color="0.6", lw=1, ls=":")
-axes[0].set(ylabel="loss, more than with its own (%)", ylim=(-0.5, 500))
+axes[0].set(ylabel="the loss grows by (%)", ylim=(-0.5, 500))
 axes[0].set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
 _ = figure.legend(loc="outside lower center", ncols=3, fontsize=8)
 
@@ -659,7 +663,8 @@ _ = figure.supxlabel("Δm (%)", fontsize=10)
 #
 # The paper's Fig. 4b counts, in a network without the generic path, how many tasks share an expert in the same image, and finds that an
 # expert is seldom active for all of them. It concludes that experts cannot learn what is common to all tasks, and that a generic path is
-# needed. To be seldom is relative. How often would an expert serve all tasks if the routers drew lots?
+# needed. To be seldom is relative. How often would an expert serve all tasks if the routers drew lots? The dots of
+# [chapter 6](06_generic_path_and_task_experts.ipynb) gave the answer; here is where it comes from.
 #
 # Let each of $T$ tasks draw $k$ of $N$ experts, all alike and independent of each other. A given expert is among a task's $k$ with
 # probability $k/N$, so the number $M$ of tasks that it serves is binomial:
@@ -830,7 +835,7 @@ for name, each in counted.items():  # (modules of all runs, 7) each
 #
 # So what is Fig. 4b evidence of? That few experts serve all tasks follows from $k/N = 0.6$; that they may be fewer still, from the balance loss. Neither
 # says whether experts *could* learn what is common to all tasks. With $k = N$ every expert serves all of them, and the supplement's Table 4 gives that
-# network a Δm of −0.75, which lies among the rows of Table 4 above. The argument from the picture to the generic path does not hold. Whether a generic path
+# network a Δm of −0.75, which lies among the rows of Table 4 above. So the picture does not make the case for the generic path. Whether a generic path
 # is worth its place is a question for Table 2, and for [chapter 9](09_mlore_assembled.ipynb).
 #
 # ## Exercises
@@ -873,7 +878,7 @@ _ = ch07.check_collapse(collapse)
 # ```{exercise} Chance
 # :label: ex-07-chance
 # Every task draws `k` of `experts` experts by lot. Write `served_by_chance(served, tasks, k, experts)`, the probability that an expert serves exactly `served`
-# of `tasks` tasks. How many active experts would PASCAL-Context's five tasks need for half of the experts to serve all of them?
+# of `tasks` tasks. How many of fifteen experts must be active for each of PASCAL-Context's five tasks, so that half of the experts serve all five?
 # ```
 
 
@@ -937,8 +942,8 @@ _ = ch07.check_habit(by_habit)
 #
 # ```{exercise} A map for a finer grid
 # :label: ex-07-carry
-# A position branch with weights `(h, w)` is to work on features that are `factor` times as fine in both directions. Write `carry(weights, factor)` so that
-# features that merely repeat each place give the answer they gave before.
+# A position branch with weights `(h, w)` is to work on features that are `factor` times as fine in both directions. Write `carry(weights, factor)`, which gives
+# weights `(h · factor, w · factor)`, so that features that merely repeat each place give the answer they gave before.
 # ```
 
 
