@@ -222,8 +222,8 @@ for axis, (name, map_) in zip(axes, off.items()):
 _ = figure.colorbar(drawn, ax=axes, label="error", shrink=0.9)
 
 # %% [markdown]
-# So the projection stays where it is. (It has to anyway: the routers read $\mathbf{X}^t$.) One of the exercises finds a padding
-# with which even this order would be exact.
+# So the projection stays where it is. (It has to anyway: the routers read $\mathbf{X}^t$.) Exercise {ref}`ex-08-padding` finds a
+# padding with which even this order would be exact.
 
 # %% [markdown]
 # ## Step 2: gates add kernels
@@ -337,13 +337,14 @@ for name, scale in {
     off_by = error(ours, right)
     print(f"{name}: beyond 1e-12: {off_by > 1e-12}, beyond 1 %: {off_by > 0.01}")
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-epsilon", "caption": "What leaving out ε does to a channel's scale, by the variance of the channel. The line is theory, the dots are all channels of all BatchNorms in our model, each computed in float64; the dotted line is float64's own rounding."}, "image": {"alt": "A falling line on two logarithmic axes from an error of more than a hundred percent at variance 10 to the minus 6 to about 10 to the minus 7 at variance 100. Dots lie on the line in its lower half, between variances of about a hundredth and a hundred, far above a dotted horizontal line near 10 to the minus 16."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-epsilon", "caption": "What leaving out ε does to a channel's scale a, by the variance of the channel. The line is theory, the dots compare the two scales of all channels of all BatchNorms in our model, in float64; the dotted line is float64's own rounding."}, "image": {"alt": "A falling line on two logarithmic axes, from an error of more than a hundred percent at variance 10 to the minus 6 to less than 10 to the minus 8 above 1,000. Dots lie on the line in its lower half, from a variance of about a hundredth on, far above a dotted horizontal line near 10 to the minus 16."}}
 norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
 variances = torch.cat([m.running_var for m in norms])
 figure, axis = plt.subplots(figsize=(7.5, 2.7))
-line = torch.logspace(-6, 2, 200, dtype=torch.float64)
+printed, right = variances.rsqrt(), (variances + 1e-5).rsqrt()
+line = torch.logspace(-6, 3.5, 200, dtype=torch.float64)
 axis.plot(line, (1 + 1e-5 / line).sqrt() - 1, color="0.6", lw=2, label="theory")
-axis.plot(variances, (1 + 1e-5 / variances).sqrt() - 1, "o", ms=3, alpha=0.4, label="our channels")  # fmt: skip
+axis.plot(variances, printed / right - 1, "o", ms=3, alpha=0.4, label="our channels")  # fmt: skip
 axis.axhline(2.2e-16, ls=":", color="black", label="rounding")
 axis.set(xscale="log", yscale="log", xlabel="variance σ² of the channel", ylabel="relative error of a")  # fmt: skip
 _ = figure.legend(loc="outside right center")
@@ -484,9 +485,9 @@ for name in ("concatenated", "merged"):
 # The merge is exact in training, gradients included: of the features, of the gates, of every weight and bias. The BatchNorm
 # normalises $\mathbf{z}$ by the batch as ever, and does not ask how $\mathbf{z}$ came about.
 #
-# Whether it *pays* is another question. For $B$ samples and $T$ tasks, maps of $L$ tokens and ranks that sum to $R = \sum_n r_n$, the
-# concatenated experts cost $10\,CR\,L$ a sample and task, and keep $R$ hidden channels for the backward pass, before and after their gates. Merged,
-# all kernels are composed once ($9C^2R$), mixed for each sample and task ($9C^2N$), and used ($9C^2L$); kept are the kernels.
+# Whether it *pays* is another question. Take maps of $L$ tokens and ranks that sum to $R = \sum_n r_n$ (chapter 6 had this letter for the rank of a task's own
+# expert). For each pair of a sample and a task the concatenated experts cost $10\,CR\,L$ operations (multiply-accumulates), and keep $R$ hidden channels for the backward pass, before and after their gates. Merged,
+# all kernels are composed once ($9C^2R$), mixed for each pair ($9C^2N$), and used ($9C^2L$); kept are the kernels.
 
 
 # %%
@@ -588,7 +589,7 @@ _ = figure.legend(loc="outside upper center", ncols=2)
 # %% [markdown]
 # At small learning rates the two learn alike, and nothing warns the one who folds. Larger ones only the BatchNorm survives.
 #
-# So the rule is: **merge up to the BatchNorm whenever it pays; fold it when training is over.** What cannot be had in training is the *single* convolution: the BatchNorm
+# So the rule is: **merge up to the BatchNorm whenever it pays; fold the BatchNorm when training is over.** What cannot be had in training is the *single* convolution: the BatchNorm
 # needs the experts' sum by itself, so the generic path and the task expert cannot join it.
 #
 # ## The true price
@@ -607,7 +608,7 @@ distances = torch.tensor([distance(i, j) for i, j in pairs]).view(T * B, T * B)
 different = ~torch.eye(T * B, dtype=bool)  # all pairs but a kernel with itself
 print("no two kernels are the same:", bool(distances[different].min() > 1e-6))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-kernels", "caption": "How far apart the merged kernels of four images and six tasks are: the norm of their difference over the mean norm of a kernel. Each block of 4 × 4 compares two tasks."}, "image": {"alt": "A square of 24 by 24 coloured cells with white lines around blocks of four. The blocks on the diagonal, the same task for different images, are darkest, but not black except on the diagonal itself; the blocks of different tasks are brighter."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-08-kernels", "caption": "How far apart the merged kernels of four images and six tasks are: the norm of their difference over the mean norm of a kernel. Each block of 4 × 4 compares two tasks."}, "image": {"alt": "A square of 24 by 24 coloured cells with white lines around blocks of four. The blocks on the diagonal, the same task for different images, are by far the darkest, some of them nearly as dark as the diagonal itself; the blocks of different tasks are much brighter."}}
 figure, axis = plt.subplots(figsize=(5.6, 3.3))
 drawn = axis.imshow(distances, cmap="cividis", vmin=0)
 ticks = np.arange(T) * B + (B - 1) / 2
@@ -621,8 +622,8 @@ for edge in np.arange(1, T) * B - 0.5:
 _ = figure.colorbar(drawn, label="relative distance")
 
 # %% [markdown]
-# {numref}`fig-08-kernels` shows that even one task's kernels change from image to image. They have to be **made anew for every image and task**, and the paper's count of
-# operations leaves that out. The two ways of step 2 make them at different prices. Per image and task, on $L$ tokens, the experts cost
+# {numref}`fig-08-kernels` shows that even one task's kernels change from image to image, little as some do: these are the settled routers of chapter 7. So kernels have to be
+# **made anew for every image and task**, and the paper's count of operations leaves that out. The two ways of step 2 make them at different prices. Per image and task, on $L$ tokens, the experts cost
 #
 # | form | operations | numbers stored |
 # |---|---|---|
@@ -728,7 +729,7 @@ _ = axis.set(xlabel="numbers stored (millions)", ylabel="operations (2³⁰)", x
 
 # %% [markdown]
 # Each of the two numbers is right for some form, and they hold together for none ({numref}`fig-08-claim`). 259 M is the model as trained or mixed on the fly; 568 G is the model with kernels that come from
-# somewhere for free, or nearly so. Not even gates that ignored the image would help, whose kernels could be made once and for all: there would still be five in each of eight modules.
+# somewhere for free, or nearly so. Gates that ignored the image would not help either. Their kernels could be made once and for all, but there would be five of them in each of eight modules.
 
 # %%
 paths = 9 * 640**2 + 10 * 640 * (1080 + 5 * 64)  # generic, shared and task experts
@@ -839,7 +840,7 @@ axes[1].set_xticks((1, 2, 4, 8), ("1", "2", "4", "8"))
 axes[1].set_xlabel("images")
 for axis in axes[:2]:
     axis.set_yticks((1, 2, 5, 10, 20), ("1", "2", "5", "10", "20"))
-axes[0].set_ylabel("time over convolution's")
+axes[0].set_ylabel("time, convolution alone = 1")
 axes[2].set_ylabel("memory (MiB)")
 axes[2].set_yticks((50, 100, 200, 500), ("50", "100", "200", "500"))
 _ = figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)  # fmt: skip
@@ -862,7 +863,7 @@ for form, derived in (("on_the_fly", 576), ("precomposed", 8)):
 
 # %% [markdown]
 # The on-the-fly form overtakes the unfused one a little later than equation {eq}`eq-08-crossing` says. For precomposed kernels the operations promise eight
-# tokens; it takes a map of about 12 × 12, because a kernel of $9C^2$ numbers passes through memory several times before it is used at all. Three more things can be read off
+# tokens; it takes a map of about 12 × 12, presumably because a kernel of $9C^2$ numbers passes through memory several times before it is used at all. Three more things can be read off
 # {numref}`fig-08-recorded`:
 #
 # - **Batching does not help.** Kernels belong to an image, so eight images need eight times as many. (It helps
@@ -932,7 +933,7 @@ _ = ch08.check_fold_first(fold_first)
 # ```{exercise} A fourth path
 # :label: ex-08-shortcut
 # Add a shortcut to the module: $\mathbf{S}^t = \dots + \mathbf{X}^t$. It is linear, so it must fit into the kernel. Write `identity_kernel(channels, size)`: the weight
-# $(C, C, k, k)$ of a convolution that returns its input.
+# $(C, C, k, k)$, $k$ odd, of a convolution that returns its input.
 # ```
 
 
@@ -965,7 +966,7 @@ _ = ch08.check_identity_kernel(identity_kernel)
 # :label: ex-08-padding
 # A 1 × 1 convolution $\mathbf{P}, \mathbf{q}$ and a 3 × 3 convolution after it do not become one, because zeros are padded between them ({numref}`fig-08-frame`). But suppose that
 # the composed convolution may pad its input with any constant $\mathbf{c} \in \mathbb{R}^C$ instead of zeros. Write `padding(P, q)` that returns the $\mathbf{c}$ with which it is
-# exact, for an invertible $\mathbf{P}$.
+# exact, for an invertible $\mathbf{P}$ of shape $(C, C)$ and $\mathbf{q}$ of shape $(C,)$.
 # ```
 
 
@@ -997,7 +998,7 @@ _ = ch08.check_padding(padding)
 # :label: ex-08-crossing
 # The crossing at $L = 0.9\,C$ took for granted that a full convolution is needed anyway. In the row *+ LoRE* of the paper's Table 2 there is none: unfused, the
 # experts cost $10\,CRL$ and nothing else; fused, they cost the mixing *and* the convolution. From how many tokens on (a real number) does mixing on the fly cost less? Write
-# `crossing(C, R)`, and return infinity where it never does.
+# `crossing(C, R)`, with $R$ the sum of the ranks, and return infinity where it never does.
 # ```
 
 
@@ -1011,7 +1012,7 @@ _ = ch08.check_crossing(crossing)
 # ```{solution-start} ex-08-crossing
 # :class: dropdown
 # ```
-# $9C^2R + 9C^2L < 10\,CRL$ means $L\,(10R - 9C) > 9CR$. If $R \le 0.9\,C$ it is never so: experts whose ranks sum to less than nine tenths of the width are best left as they are.
+# $9C^2R + 9C^2L < 10\,CRL$ means $L\,(10R - 9C) > 9CR$. If $R \le 0.9\,C$ it is never so: experts whose ranks sum to no more than nine tenths of the width are best left as they are.
 # And in that row of the table, with 1,024 tokens, mixing on the fly does not pay either, as the number below says.
 
 
