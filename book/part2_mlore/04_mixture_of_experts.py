@@ -538,7 +538,7 @@ print(
 
 # %% [markdown]
 # (The authors' released code has the importance loss alone.) With one expert, or where all values are 0, Eq.
-# {eq}`eq-04-cv` divides by zero; the library's answer there is 0, and exercise 4.3 lets you do it yourself.
+# {eq}`eq-04-cv` divides by zero; the library's answer there is 0, and {ref}`ex-04-cv` lets you do it yourself.
 #
 # ## Watch experts die
 #
@@ -745,7 +745,7 @@ print("nine of fifteen: it changes less than 1:", abs(loss[3] - loss[2]) < 1)
 # and these come close to that.
 #
 # *How many die depends on k.* Six tasks that each take nine of fifteen leave out hardly any expert, even if they choose
-# blindly. Exercise 4.1 computes how many chance alone would leave out. Whoever reports that an expert is idle, or
+# blindly. {ref}`ex-04-chance` computes how many chance alone would leave out. Whoever reports that an expert is idle, or
 # shared by all, should compare with that number first; [chapter 7](07_routers.ipynb) does so for MLoRE.
 #
 # *Balance is not quality.* With $k = 1$ the balanced mixtures are worse on unseen scenes, presumably because the noise

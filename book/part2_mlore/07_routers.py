@@ -364,7 +364,7 @@ print("more than half as far as rooms lie from their mean:", bool(change > 0.5))
 # %% [markdown]
 # The position branch also fixes the resolution, as the position embedding does, since it has one weight for each place. For another
 # grid the library resizes the weights so that the branch answers as it would on features resized to its own grid; their sum stays
-# the same (`mlore_edu/released.py: resize_places`, and exercise {ref}`ex-07-carry`).
+# the same (`mlore_edu/released.py: resize_places`, and {ref}`ex-07-carry`).
 #
 # ## Does it use what it sees?
 #

@@ -222,7 +222,7 @@ for axis, (name, map_) in zip(axes, off.items()):
 _ = figure.colorbar(drawn, ax=axes, label="error", shrink=0.9)
 
 # %% [markdown]
-# So the projection stays where it is. (It has to anyway: the routers read $\mathbf{X}^t$.) Exercise {ref}`ex-08-padding` finds a
+# So the projection stays where it is. (It has to anyway: the routers read $\mathbf{X}^t$.) {ref}`ex-08-padding` finds a
 # padding with which even this order would be exact.
 
 # %% [markdown]
