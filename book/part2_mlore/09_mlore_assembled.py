@@ -407,8 +407,8 @@ for variant in ("paper", "released"):
         print(f"{title:24}", *(f"{cell:>14}" for cell in cells))
 
 # %% [markdown]
-# The others are choices of form. Here is an experiment for each of those that the shape of a weight does not show, on
-# small models of both variants; and one for a point on which they agree, the stopped gradient.
+# The others are choices of form. The weightiest get an experiment each, on small models of both variants, and so does one
+# point on which the two agree, the stopped gradient.
 
 # %%
 small = {}
