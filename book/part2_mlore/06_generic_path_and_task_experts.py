@@ -597,7 +597,7 @@ print(
 # \mathbf{S}^t = f_g(\operatorname{sg}(\mathbf{X}^t)) + f_{sr}^t(f_{lre}(\mathbf{X}^t)) + f_{se}^t(\mathbf{X}^t),
 # ```
 #
-# where $f_{lre}$ stands for the shared experts, $f_{sr}^t$ for their sum under the gates of task $t$, and $f_{se}^t$ for the task's own expert, which comes below. Without $\operatorname{sg}$ this is
+# where $f_{lre}$ stands for the shared experts, $f_{sr}^t$ for their sum under the gates of task $t$ with a BatchNorm, and $f_{se}^t$ for the task's own expert, which comes below. Without $\operatorname{sg}$ this is
 # the paper's Equation 2. Let $\boldsymbol\delta^t = \partial \mathcal{L}/\partial \mathbf{S}^t$ be the gradient that arrives from above. By the chain rule the generic path's
 # weights need $\boldsymbol\delta^t$ and the values of $\mathbf{X}^t$, which are what they were. Only $\partial \mathcal{L}/\partial \mathbf{X}^t$ changes: it loses
 # the summand that comes back through $\mathbf{W}_g$, the transposed convolution of $\boldsymbol\delta^t$. That makes four claims: the outputs stay, the generic path's
