@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mlore_edu.complexity import count
-from mlore_edu.decoders.base import MapShape
+from mlore_edu.decoders.base import MapShape, resize
 from mlore_edu.decoders.taskexpert import TaskExpertDecoder
 from mlore_edu.errors import UserError
 from mlore_edu.losses import MultiTaskLoss
@@ -83,9 +83,9 @@ def test_every_switch_trains_every_parameter_and_the_loss_falls(options: dict[st
     torch.manual_seed(0)
     tasks = DOLLHOUSE.subset("depth", "normals")
     model = build_model("taskexpert_vit_nano_12", tasks, (32, 32), channels=8, **options)
-    images = torch.randn(4, 3, 32, 32)
+    images = resize(torch.randn(4, 3, 4, 4), (32, 32))
     labels = {"depth": images[:, :1].abs(), "normals": torch.nn.functional.normalize(images, dim=1)}
-    criterion, optimizer, losses = MultiTaskLoss(tasks), torch.optim.Adam(model.parameters(), lr=1e-2), []
+    criterion, optimizer, losses = MultiTaskLoss(tasks), torch.optim.Adam(model.parameters(), lr=3e-3), []
     for step in range(15):
         loss = criterion(model(images).predictions, labels)[0]
         optimizer.zero_grad()
@@ -94,7 +94,7 @@ def test_every_switch_trains_every_parameter_and_the_loss_falls(options: dict[st
             assert [name for name, p in model.named_parameters() if p.grad is None] == []
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
 
 
 @pytest.mark.parametrize("backbone", ["hrnet18", "swin_tiny", "vit_small", "dinov3_small", "vit_nano"])
