@@ -528,9 +528,7 @@ for name, values in examples.items():
 # serves a single image with a large gate, the other four images with small ones:
 
 # %%
-deceived = torch.tensor(
-    [[0.8, 0], [0, 0.2], [0, 0.2], [0, 0.2], [0, 0.2]]
-)  # (5, 2)
+deceived = torch.tensor([[0.8, 0], *[[0, 0.2]] * 4])  # (5, 2): images, experts
 work = (deceived > 0).float()
 print(
     f"importance {moe.importance_loss(deceived):.2f}, load {moe.load_loss(work):.2f}"

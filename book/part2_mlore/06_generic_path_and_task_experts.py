@@ -633,13 +633,9 @@ S_free, below_free, weights_free = backward(stop=False)
 assert torch.equal(S_stop, S_free)  # 1. the outputs are the same
 for name in weights_stop:  # 2. and 3. f_g learns the same, and so do the others
     torch.testing.assert_close(weights_stop[name], weights_free[name])
-back = F.conv_transpose2d(
-    delta.flatten(0, 1), module.generic.weight, padding=1
-)  # (2·T, C, 8, 8)
-back = back.unflatten(
-    0, (2, T)
-)  # 4. what is missing below is what came through W_g
-torch.testing.assert_close(below_free - below_stop, back)
+kernel = module.generic.weight  # 4. what is missing below is what came through it
+back = F.conv_transpose2d(delta.flatten(0, 1), kernel, padding=1)  # (2·T, C, 8, 8)
+torch.testing.assert_close(below_free - below_stop, back.unflatten(0, (2, T)))
 print(
     "all four hold; the generic path itself learns:",
     bool(weights_stop["generic.weight"].any()),

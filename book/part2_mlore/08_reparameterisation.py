@@ -672,9 +672,7 @@ for side in (23, 25):
           macs["on_the_fly"][i] < macs["not fused"][i])  # fmt: skip
 
 # %%
-R = (
-    sum(vit_base.ranks) + vit_base.task_rank
-)  # a task's own expert counts as one more
+R = sum(vit_base.ranks) + vit_base.task_rank  # a task's own expert is one more
 for side, unfused, on_the_fly in zip(sides, macs["not fused"], macs["on_the_fly"]):
     saved = 5 * (10 * 640 * R * side**2 - 9 * 640**2 * R)  # 5 tasks
     assert abs(unfused - on_the_fly - saved) < 1e-3 * unfused  # but for some biases
