@@ -588,10 +588,10 @@ for k in (1, 3, 6, 8, 9):
 #
 # ```{math}
 # :label: eq-05-sum
-# \mathbf{Y}^t = \sum_{n=1}^{N} g^t_n \left( \mathbf{U}_n (\mathbf{V}_n * \mathbf{X}^t + \mathbf{b}_n) + \mathbf{c}_n \right),
+# \mathbf{Y}^t = \sum_{n=1}^{N} g^t_n \left( \mathbf{U}_n (\mathbf{V}_n \circledast \mathbf{X}^t + \mathbf{b}_n) + \mathbf{c}_n \right),
 # ```
 #
-# where $*$ is the 3 × 3 convolution, $g^t_n$ are the gates of chapter 4, zero for experts that are not active, and $\mathbf{b}_n$, $\mathbf{c}_n$ the biases. In code it is a loop.
+# where $\circledast$ is the 3 × 3 convolution, $g^t_n$ are the gates of chapter 4, zero for experts that are not active, and $\mathbf{b}_n$, $\mathbf{c}_n$ the biases. In code it is a loop.
 
 # %%
 B, T, N, C = 2, 5, 15, narrow
@@ -631,7 +631,7 @@ def one_by_one(X, gates):
 # ```{math}
 # :label: eq-05-concatenated
 # \mathbf{Y}^t = \begin{bmatrix} \mathbf{U}_1 & \cdots & \mathbf{U}_N \end{bmatrix}
-# \begin{bmatrix} g^t_1 (\mathbf{V}_1 * \mathbf{X}^t + \mathbf{b}_1) \\ \vdots \\ g^t_N (\mathbf{V}_N * \mathbf{X}^t + \mathbf{b}_N) \end{bmatrix}
+# \begin{bmatrix} g^t_1 (\mathbf{V}_1 \circledast \mathbf{X}^t + \mathbf{b}_1) \\ \vdots \\ g^t_N (\mathbf{V}_N \circledast \mathbf{X}^t + \mathbf{b}_N) \end{bmatrix}
 # + \sum_{n=1}^{N} g^t_n \mathbf{c}_n .
 # ```
 #
