@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from record import HERE, record, write
 from torch import Tensor
 
@@ -37,6 +38,10 @@ KEYS = {
     "answers": "(S, L, K, H, W, 3) answers R of every expert, three principal components as colours",
     "memory": "(S, T, H, W, 3) memory after the last module, coloured alike",
     "features": "(S, T, 64, 64, 3) what the heads receive, coloured alike",
+    "token": "(S, 2) row and column of the token that shows most of the person",
+    "token_answers": "(S, L, K, D) the experts' answers there",
+    "token_gates": "(S, L, T, K + 1) the gates there",
+    "token_memory": "(S, L, T, D) the memory there, after every module",
     "momentum": "(L - 1, T) alpha of the modules 2 to L",
     "memory_gate": "(L, T) mean gate of the memory; 0 in the first module",
     "weight": "(L, T) mean weight that a module's own share still has after the last module",
@@ -118,7 +123,23 @@ def pictures(
         for answer in seen["answers"]
     ]
     memory = seen["memory"][-1]
+    person = F.avg_pool2d(
+        person_in(samples)[chosen], images.shape[-1] // gates.shape[-1]
+    )  # (S, H, W)
+    rows, columns = np.unravel_index(
+        person.flatten(1).argmax(dim=1).numpy(), person.shape[1:]
+    )
+    scene = torch.arange(len(chosen))
+
+    def there(maps: list[Tensor]) -> np.ndarray:
+        stacked = torch.stack(maps, dim=1)  # (S, L, ..., H, W)
+        return stacked[scene, ..., rows, columns].half().numpy()
+
     return {
+        "token": np.stack([rows, columns], axis=1),
+        "token_answers": there(seen["answers"]),
+        "token_gates": there(list(gates.unbind(1))),
+        "token_memory": there(seen["memory"]),
         "scenes": np.array(chosen),
         "image": np.stack(
             [to_rgb("image", denormalise(image)) for image in images]
@@ -194,9 +215,7 @@ def of_gates(all_gates: list[Tensor], K: int) -> dict[str, np.ndarray]:
     }
     for gates in all_gates:
         average = gates.mean(dim=(0, 3, 4))  # (T, K [+ 1])
-        told["mean_gates"].append(
-            torch.nn.functional.pad(average, (0, K + 1 - average.shape[1]))
-        )
+        told["mean_gates"].append(F.pad(average, (0, K + 1 - average.shape[1])))
         centred = gates - average[:, :, None, None]
         scene = centred.mean(dim=(3, 4), keepdim=True)
         place = centred.mean(dim=0, keepdim=True)
@@ -250,10 +269,18 @@ def exchanged(
     return np.array(rows)
 
 
+def person_in(samples: dict[str, Tensor]) -> Tensor:
+    """Where there is a person: (B, H, W), 0 or 1."""
+    parts = samples["human_parts"]  # (B, H, W)
+    return ((parts > 0) & (parts != IGNORE)).float()
+
+
 def choose_scenes(samples: dict[str, Tensor]) -> list[int]:
     """Of the scenes in which a person covers 2 % of the picture, those with the largest other things."""
-    parts, classes = samples["human_parts"], samples["semseg"]  # (B, H, W) each
-    person = ((parts > 0) & (parts != IGNORE)).float().mean(dim=(1, 2))  # (B,)
+    classes, person = (
+        samples["semseg"],
+        person_in(samples).mean(dim=(1, 2)),
+    )  # (B, H, W), (B,)
     room = [
         DOLLHOUSE_CLASSES.index(name)
         for name in ("wall", "floor", "ceiling", "person")
@@ -279,11 +306,12 @@ def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/taskexpert_128")
     recipe = load_recipe(folder)
     model = trained(folder)
+    where = recipe
     if "--root" in sys.argv:  # the data were moved since
-        recipe = dataclasses.replace(
+        where = dataclasses.replace(
             recipe, root=sys.argv[sys.argv.index("--root") + 1]
         )
-    validation = make_validation_set(recipe)
+    validation = make_validation_set(where)
     samples = next(iter(make_loader(validation, len(validation), train=False)))
     with torch.no_grad():
         seen = look(model, samples["image"])
@@ -308,7 +336,9 @@ def main() -> None:
         "exchanges": list(EXCHANGES),
         "keys": KEYS,
     }
-    write("taskexpert_inside", told | record(folder))
+    made = record(folder)
+    made["command"] = made["command"].replace("__main__.py", "mlore-edu")
+    write("taskexpert_inside", told | made)
 
 
 if __name__ == "__main__":
