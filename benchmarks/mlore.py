@@ -23,21 +23,19 @@ without an optimiser. On a GPU there are also rows for bf16 and torch.compile, a
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
-import multiprocessing
 import os
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import tyro
+from measuring import MIB, peak_memory, peak_memory_on_gpu, seconds
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -53,7 +51,6 @@ from mlore_edu.training.run_folder import versions
 TRAINED = ("naive", "concatenated", "merged")
 FORMS = (*TRAINED, "precomposed", "on_the_fly")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -201,59 +198,11 @@ def multiply_accumulates(case: Case, options: Options) -> int:
     return counter.get_total_flops() // 2
 
 
-def seconds(run: Callable[[], Any], device: str) -> float:
-    """Time of one call, until a GPU is done with it."""
-    clock = time.thread_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-    finish = torch.cuda.synchronize if device == "cuda" else bool
-    gc.collect()
-    finish()
-    start = clock()
-    run()
-    finish()
-    return clock() - start
-
-
 def products(options: Options, device: str, precision: str) -> dict[int, Callable[[], Tensor]]:
     """Plain matrix products of several sizes, by their MACs."""
     sides = (512,) if options.channels < 128 else (2048, 3072) if device == "cpu" else (4096, 8192)
     pairs = {n: torch.randn(2, n, n, device=device, dtype=DTYPES[precision]) for n in sides}
     return {n**3: (lambda pair=pair: pair[0] @ pair[1]) for n, pair in pairs.items()}
-
-
-def resident(key: str) -> int:
-    """VmRSS or VmHWM (the largest so far) of this process in bytes; 0 where there is no /proc."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
-
-
-def extra_resident(case: Case, options: Options) -> int:
-    """Peak memory of one pass above that of the process before it; to be called in a process of its own."""
-    torch.set_num_threads(options.threads or torch.get_num_threads())
-    run = prepare(case, options, "cpu")
-    prepare(case._replace(part="module"), Options(quick=True).settle(), "cpu")()  # libraries and threads are there
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed goes back, so that a pass must ask for it again
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = resident("VmRSS")
-    run()
-    return max(0, resident("VmHWM") - before)
-
-
-def peak_memory(case: Case, options: Options, run: Callable[[], Any] | None) -> int:
-    """Bytes that one pass takes at most; 0 where that cannot be known. Only a GPU needs ``run``."""
-    if run is not None:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    context.set_forkserver_preload(["timm", "mlore_edu.model", "mlore_edu.training.run_folder"])
-    with context.Pool(1, maxtasksperchild=1) as pool:
-        return pool.apply(extra_resident, (case, options))
 
 
 def measure(cases: list[Case], options: Options, device: str) -> list[dict[str, Any]]:
@@ -271,7 +220,7 @@ def measure(cases: list[Case], options: Options, device: str) -> list[dict[str, 
                 rates[precision] = max(rates[precision], *(macs / seconds(product, device) for _ in range(3)))
         for case, run in runs.items():
             least[case] = min(least[case], seconds(run, device))
-    memory = {case: peak_memory(case, options, run) for case, run in runs.items()} if device == "cuda" else {}
+    memory = {case: peak_memory_on_gpu(run) for case, run in runs.items()} if device == "cuda" else {}
     runs.clear()
     gc.collect()
     rows = []
@@ -279,8 +228,18 @@ def measure(cases: list[Case], options: Options, device: str) -> list[dict[str, 
         macs = multiply_accumulates(case, options)
         row = {**case._asdict(), "seconds": least[case], "macs": macs, "rate": macs / least[case]}
         row |= {"product_rate": rates[case.precision], "fraction": row["rate"] / rates[case.precision]}
-        rows.append(row | {"memory": memory[case] if memory else peak_memory(case, options, None)})
+        rows.append(row | {"memory": memory[case] if memory else resident_memory(case, options)})
     return rows
+
+
+def resident_memory(case: Case, options: Options) -> int:
+    """Bytes that one pass takes at most on a CPU."""
+    small = partial(run_once, case._replace(part="module"), Options(quick=True).settle())
+    return peak_memory(partial(prepare, case, options, "cpu"), small, options.threads)
+
+
+def run_once(case: Case, options: Options) -> None:
+    prepare(case, options, "cpu")()
 
 
 def agree(runs: dict[Case, Callable[[], Tensor]]) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "mlore.py"
+sys.path.insert(0, str(SCRIPT.parent))
 spec = importlib.util.spec_from_file_location("benchmark_of_mlore", SCRIPT)
 assert spec is not None
 assert spec.loader is not None
@@ -78,7 +79,7 @@ def test_the_rows_for_a_gpu_run_where_there_is_none(training, monkeypatch):
     assert {(case.precision, case.compiled) for case in cases} == {
         ("fp32", False), ("fp32", True), ("bf16", False), ("bf16", True)
     }  # fmt: skip
-    monkeypatch.setattr(benchmark, "peak_memory", lambda case, options, run: 2**20)
+    monkeypatch.setattr(benchmark, "resident_memory", lambda case, options: 2**20)
     rows = benchmark.measure(cases, TINY, "cpu")
     assert [row["form"] for row in rows] == [case.form for case in cases]
     assert all(row["seconds"] > 0 and row["fraction"] > 0 for row in rows)

@@ -235,7 +235,7 @@ class MLoREDecoder(nn.Module):
         Whether the gates are noisy in training.
     noise_start
         Standard deviation of that noise before training, above :data:`~mlore_edu.decoders.moe.SMALLEST_NOISE`; the
-        network learns it from there. The released variant has no say in it.
+        network learns it from there. Shazeer et al. start at ln 2; the released variant has its own start.
     balance_weight
         Weight of the balance loss, summed over scales and modules; 0 leaves it out (supplement, Table 5).
     form
