@@ -54,12 +54,13 @@ SWEEPS: Sweeps = {
         "0.5": taskexpert(momentum_start=0.5),
         "1": FULL,
     },
-    # No table of the paper: the paper's counts leave open how a module's parameters are shared between its experts and
-    # its gates. Three divisions of the same sum.
+    # No table of the paper: its counts pin the size of a module, and leave open how experts (e) and gates (h) share it.
+    # The ends and two points between of a line of equal size.
     "widths": {
-        "e 16, h 10": taskexpert(expert_width=16, gate_width=10),
+        "e 4, h 11": taskexpert(expert_width=4, gate_width=11),
         "e 32, h 8": FULL,
         "e 64, h 4": taskexpert(expert_width=64, gate_width=4),
+        "e 88, h 1": taskexpert(expert_width=88, gate_width=1),
     },
 }
 
