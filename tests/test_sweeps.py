@@ -1,5 +1,6 @@
-"""The script of chapter 9's sweeps and what it recorded agree; every command it would run is one of `mlore-edu`."""
+"""The scripts of the sweeps and what they recorded agree; every command they would run is one of `mlore-edu`."""
 
+import importlib
 import json
 import math
 import re
@@ -14,18 +15,30 @@ from mlore_edu.training.recipe import find_recipe, override
 from mlore_edu.training.setup import make_model
 
 RESULTS = Path(__file__).parents[1] / "book" / "results"
-RECORD = json.loads((RESULTS / "mlore_sweeps.json").read_text())
+PAPERS = ["mlore", "taskexpert"]
 
 
-@pytest.fixture(scope="module")
-def script():
+def load(name):
     sys.path.insert(0, str(RESULTS))
     try:
-        import make_mlore_sweeps
-
-        return make_mlore_sweeps
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(RESULTS))
+
+
+@pytest.fixture(params=PAPERS)
+def paper(request):
+    return request.param
+
+
+@pytest.fixture
+def script(paper):
+    return load(f"make_{paper}_sweeps")
+
+
+@pytest.fixture
+def record(paper):
+    return json.loads((RESULTS / f"{paper}_sweeps.json").read_text())
 
 
 def configurations(script):
@@ -48,13 +61,13 @@ def test_every_command_trains_a_network_with_the_options_of_its_configuration(sc
         make_model(recipe)  # refuses options that do not exist or do not go together
 
 
-def test_the_record_has_the_scripts_sweeps(script):
-    assert RECORD["sweeps"] == {name: {row: c.key for row, c in rows.items()} for name, rows in script.SWEEPS.items()}
+def test_the_record_has_the_scripts_sweeps(script, record):
+    assert record["sweeps"] == {name: {row: c.key for row, c in rows.items()} for name, rows in script.SWEEPS.items()}
 
 
-def test_a_recorded_run_is_what_its_command_says(script):
+def test_a_recorded_run_is_what_its_command_says(script, record):
     known = configurations(script)
-    for run in RECORD["runs"]:
+    for run in record["runs"]:
         assert run["command"] == "mlore-edu " + known[run["key"]].command(run["seed"])
         assert run["options"] == known[run["key"]].options
         assert set(run["metrics"]) == set(DOLLHOUSE.names)
@@ -62,9 +75,10 @@ def test_a_recorded_run_is_what_its_command_says(script):
         assert re.fullmatch("[0-9a-f]{12}", run["commit"])
 
 
-def test_no_run_is_recorded_twice():
-    names = [(run["key"], run["seed"]) for run in RECORD["runs"]]
+def test_all_runs_of_a_record_were_made_by_one_commit_and_none_twice(record):
+    names = [(run["key"], run["seed"]) for run in record["runs"]]
     assert len(names) == len(set(names))
+    assert len({run["commit"] for run in record["runs"]}) == 1
 
 
 def test_recorded_gates_are_counts_over_all_images_and_keep_nine_of_fifteen_experts():
@@ -76,8 +90,9 @@ def test_recorded_gates_are_counts_over_all_images_and_keep_nine_of_fifteen_expe
             assert all(0 < sum(gates) <= 1.001 for gates in module["mean_gate"])
 
 
-def test_writing_and_reading_a_record_changes_nothing(script, tmp_path):
+def test_writing_and_reading_a_record_changes_nothing(record, tmp_path):
+    sweeps = load("sweeps")
     path = tmp_path / "record.json"
-    script.write(path, RECORD)
-    assert script.read(path) == RECORD
-    assert script.read(tmp_path / "none.json") == {"runs": []}
+    sweeps.write(path, record)
+    assert sweeps.read(path) == record
+    assert sweeps.read(tmp_path / "none.json") == {"runs": []}
