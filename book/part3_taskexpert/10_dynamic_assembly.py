@@ -401,7 +401,7 @@ for line, t in enumerate(
     )
     title = tasks[tasks.names[t]].title
     axes[1].text(x, y, " " + title, va="center", fontsize=8)
-axes[1].set_xlim(left - 0.1 * width, left + 1.75 * width)
+_ = axes[1].set_xlim(left - 0.1 * width, left + 1.75 * width)
 
 # %% [markdown]
 # ### Once for all tasks
@@ -626,21 +626,11 @@ axis.set_xticklabels([task.title.replace(" ", "\n") for task in tasks])
 _ = figure.legend(loc="outside upper center", ncols=4, fontsize=9)
 
 # %%
-harm = {
-    name: dict(zip(tasks.names, loss / losses["their own"]))
-    for name, loss in losses.items()
-}
-assert all(
-    harm["one for the scene"][name] > 2 for name in tasks.names if name != "edge"
-)
-assert max(harm["one for the place"][name] for name in ("normals", "depth")) < 1.5
-assert (
-    min(harm["one for the place"][name] for name in ("human_parts", "saliency")) > 3
-)
-assert harm["one for the place"]["edge"] < harm["the next task's"]["edge"]
-print(
-    f"boundaries, one gate for all: {harm['one for all']['edge']:.1f} times the loss"
-)
+harm = {name: loss / losses["their own"] for name, loss in losses.items()}  # (T,)
+assert (harm["one for the scene"][:5] > 2).all()  # all but boundaries
+assert (harm["one for the place"][1:3] > 3).all()  # human parts, saliency
+assert (harm["one for the place"][3:5] < 1.5).all()  # normals, depth
+print(f"boundaries, one gate for all: {harm['one for all'][-1]:.1f} times the loss")
 
 # %% [markdown]
 # It does, and each task in its own way. With one gate a scene nearly everything falls apart: this network needs to
@@ -844,7 +834,7 @@ for axis, (layers, gradient) in zip(axes, seen.items()):
 bare(axes[3], dots[0, 0, :, 4:16], "dots", cmap="Greys", aspect="auto")
 axes[4].barh(range(1, 7), by_distance, color=plots.OKABE_ITO[0])
 axes[4].set(xlabel="error", ylabel="distance", xticks=(0, 1), yticks=range(1, 7))
-axes[4].set_ylim(7, 0)
+_ = axes[4].set_ylim(7, 0)
 
 # %% [markdown]
 # Seven tokens of ViT-B are 112 pixels of the image. A real decoder's gates are better off than those of our toy,
@@ -892,7 +882,7 @@ def difference(key, reference):
 
 # %%
 def show_steps(steps):
-    """Print the difference of each step that was recorded, beside the paper's (as text, may be empty)."""
+    """Print each step that was recorded, beside the paper's, which is text."""
     print(f"{'Δm in %':34} paper    ours")
     for title, reference, key, paper in steps:
         if key in gains and reference in gains:
