@@ -279,12 +279,12 @@ print("never read, momentum 1: the sum of the layers")
 layers, experts = 12, 6  # our network for Dollhouse
 starts = {"0": 0.0, "0.5": 0.5, "6/7": 6 / 7, "1": 1.0, "1.2": 1.2}
 for name, alpha in starts.items():
-    first_weight = (alpha + 1 / (experts + 1)) ** (layers - 1)
-    print(f"momentum {name:4} weight of the first layer: {first_weight:.1g}")
+    weight = (alpha + 1 / (experts + 1)) ** (layers - 1)
+    print(f"momentum {name:4} weight of the first layer: {weight:.2g}")
 
 
 # %% [markdown]
-# From 0, the first layers are as good as absent: neither do they reach the answer, nor does a gradient reach them, until momentum
+# From 0, the first layers are as good as absent: they do not reach the answer, and no gradient reaches them, until momenta
 # or gates have grown. From well above 1, the first layer drowns the others. In between lies a start that treats all layers
 # alike, $\alpha = 1 - 1/(K+1)$, and 1 is near it. Networks fresh from the library behave so:
 
@@ -388,7 +388,7 @@ for name, memory in (("sum of the layers", False), ("memory", True)):
 
 # %%
 for name, error in errors.items():
-    print(f"{name:18} error in quarters: {4 * error:.0f}")
+    print(f"{name:18} mean squared error: {4 * error:.0f} quarters")
 alpha = toys["memory"][1].momentum.item()
 print("the momentum went from 1 to nearly 0:", abs(alpha) < 0.05)
 
@@ -513,8 +513,8 @@ print("mean weight of layers 1 to 6 above 1:", *kept)
 
 # %% [markdown]
 # A weight is no influence yet: a large weight on a short feature changes little. The lower table of {numref}`fig-11-weights` therefore multiplies the two. Nearly
-# all layers take part. The lightest squares have a reason: a module that reads much has little left for its experts, because the gates sum to
-# 1. It hands the memory on, amplified, and adds next to nothing of its own.
+# all layers take part. The lightest squares have a reason. The gates of a token share one sum, so a module that reads much has little left for
+# its experts: it hands the memory on, amplified, and adds next to nothing of its own.
 
 # %%
 reads_most = read.argmax(axis=1) + 2  # module, for each task
@@ -526,9 +526,9 @@ print(f"the module that reads most adds least, for {agree} of {T} tasks")
 # The tasks differ in where the centre of their lengths lies:
 
 # %%
-centres = (np.arange(1, L + 1) @ shares).round(1)
-order = np.argsort(centres)
-print("mean layer:", {tasks.names[t]: float(centres[t]) for t in order})
+centres = np.arange(1, L + 1) @ shares  # (T,)
+for t in centres.argsort():
+    print(f"mean layer {centres[t]:.1f}  {tasks.names[t]}")
 
 # %% [markdown]
 # How much of that is new at every token, and how much is the same for all? The coefficient of variation of the weights over scenes and tokens says it:
@@ -612,9 +612,8 @@ _ = axes[1, 0].imshow(inside["image"][0])
 
 # %%
 semseg = torch.from_numpy(inside["semseg"]).long()  # (S, 128, 128)
-pixels = (
-    torch.from_numpy(inside["image"]).float().movedim(-1, 1)
-)  # (S, 3, 128, 128)
+pixels = torch.from_numpy(inside["image"]).double()  # (S, 128, 128, 3)
+pixels = pixels.movedim(-1, 1)  # (S, 3, 128, 128)
 one_hot = F.one_hot(semseg.clamp(max=15), 16).movedim(-1, 1).float()
 classes = F.one_hot(F.avg_pool2d(one_hot, 8).argmax(dim=1), 16)  # (S, H, W, 16)
 colour = F.avg_pool2d(pixels, 8)  # (S, 3, H, W)
@@ -624,7 +623,7 @@ look = torch.cat([colour, contrast], dim=1).movedim(1, -1)  # (S, H, W, 6)
 
 # %%
 def explained(maps, *by):
-    """Share of the variance of (S, H, W, 3) that a linear map of all of `by` explains."""
+    """Share of the variance of (S, H, W, 3) that a linear map of `by` explains."""
     y = maps.reshape(-1, 3).astype(float)  # (S·H·W, 3)
     x = torch.cat([*by, torch.ones_like(look[..., :1])], dim=-1)  # (S, H, W, n)
     x = x.flatten(0, 2).double().numpy()  # (S·H·W, n)
@@ -774,7 +773,7 @@ print("features, gates and gradients agree")
 #
 # ### A first training
 #
-# Twenty-five steps, once from a momentum of 1 and once from 0, on the same batches. After each step we note what the first layer still
+# Twenty steps, once from a momentum of 1 and once from 0, on the same batches. After each step we note what the first layer still
 # weighs in the final memory, which is the product of all carries.
 
 # %%
@@ -795,7 +794,7 @@ def first_weight(model, routing):
 
 
 # %%
-def train(start, steps=25, learning_rate=4e-3):
+def train(start, steps=20, learning_rate=4e-3):
     torch.manual_seed(0)
     options = {"momentum_start": start}
     model = me.build_model("taskexpert_vit_nano_12", tasks, (64, 64), **options)
@@ -824,7 +823,7 @@ for start, curve in curves.items():
     print(f"momentum {start}: every loss fell: {all(fell)},"
           f" the first layer counts: {seen}")  # fmt: skip
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-11-live", "caption": "Twenty-five steps from two starts of the momentum. Left: the six losses, without their weights, added. Right: the effective weight of the first layer, mean over tokens and tasks."}, "image": {"alt": "Two charts over twenty-five steps, a line for each start. Left, both sums of losses fall side by side to less than half. Right, on a logarithmic scale, the first layer's weight stays near 1 with a start of 1, and lies many powers of ten lower with a start of 0, from where it rises and falls."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-11-live", "caption": "Twenty steps from two starts of the momentum. Left: the six losses, without their weights, added. Right: the effective weight of the first layer, mean over tokens and tasks."}, "image": {"alt": "Two charts over twenty steps, a line for each start. Left, both sums of losses fall side by side to less than half. Right, on a logarithmic scale, the first layer's weight stays near 1 with a start of 1, and lies many powers of ten lower with a start of 0, from where it rises and falls."}}
 figure, axes = plt.subplots(1, 2, figsize=(7.5, 2.4))
 for start, curve in curves.items():
     axes[0].plot(
@@ -951,20 +950,23 @@ for stride in (2, 4, 8):
 # ```{math}
 # :label: eq-11-module
 # \underbrace{K (E e + e D)}_{\text{experts}} + \underbrace{9\, T \big(E h + h^2 + h (K + 1)\big)}_{\text{gates}}
-# \approx 19 \text{ million} \qquad (E = D = 768,\ K = T = 5).
+# \approx 19 \text{ million},
 # ```
 #
-# One equation for two unknowns: there is a curve of solutions. `book/results/make_taskexpert_widths.py` walks a grid of all three widths for
+# with $E = D = 768$ and $K = T = 5$. One equation for two unknowns: there is a curve of solutions. `book/results/make_taskexpert_widths.py` walks a grid of all three widths for
 # each backbone, and keeps those with which every published number of that backbone comes out within 3 %.
 
 # %%
 searched = json.loads(Path("../results/taskexpert_widths.json").read_text())
 sets = {size: searched["backbones"][size] for size in ("small", "base", "large")}
-print("ViT-    found     D      best      e            h      M a module")
+print("ViT-    found  best         D         e       h  M a module")
 for size, its in sets.items():
-    D_, e_, h_ = (its["range"][n] for n in ("D in steps of 8", "e", "h"))
-    print(f"{size:6}{its['found']:6}  {D_[0]}–{D_[1]}  {its['best'][3]:.1f} %  {e_[0]:4}–{e_[1]:<5} {h_[0]:4}–{h_[1]:<4}"
-          " {}–{}".format(*its["millions_per_module"]))  # fmt: skip
+    limits = [its["range"][n] for n in ("D in steps of 8", "e", "h")]
+    cells = ["–".join(map(str, low_high)) for low_high in limits]
+    cells.append("{:.1f}–{:.1f}".format(*its["millions_per_module"]))
+    best = f"{its['best'][3]:.1f} %"
+    print(f"{size:6}{its['found']:7}{best:>6}{cells[0]:>10}{cells[1]:>10}"
+          f"{cells[2]:>8}{cells[3]:>12}")  # fmt: skip
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-11-search", "caption": "The search. Left: the published models in the plane of parameters and operations, in boxes of ± 3 %, and ours as dots; grey lines are ViT-B with other widths D, from no module to twelve. Right: the widths e and h of all networks in the set, for each backbone; rings are the library's defaults."}, "image": {"alt": "Left, a plane of parameters and operations with five small boxes, each with a dot inside; the three boxes of ViT-B lie on the grey line of D = 768, clearly between those of 640 and 896. Right, three clouds of dots, each a narrow band that falls from large h and small e to small h and large e; one ring lies in each."}}
 figure, (plane, widths) = plt.subplots(
@@ -1019,16 +1021,10 @@ counted = [
     costs[name]
     for name in ("ViT-B, 3", "ViT-B, 6", "ViT-B, 12", "ViT-S, 12", "ViT-B, 12")
 ]
-beside = table2.beside(
-    "parameters", [c.parameters / 1e6 for c in counted], decimals=1
-)
+millions = [c.parameters / 1e6 for c in counted]
+beside = table2.beside("parameters", millions, decimals=1)
 beside = beside.beside("flops", [c.macs / 1e9 for c in counted], decimals=1)
-beside = beside.beside("inference_memory", ["not run"] * len(counted))
-shown = [
-    f"{column}{ours}"
-    for column in (*columns, "inference_memory")
-    for ours in ("", " ours")
-]
+shown = [f"{column}{ours}" for column in columns for ours in ("", " ours")]
 print(beside.format("variant", *shown))
 
 # %%
@@ -1042,8 +1038,12 @@ for name, row in printed.items():
 print("all five within 3 %")
 
 # %% [markdown]
-# Two columns of the paper need a GPU, and none was at hand when this was written: the memory in use at inference, above, and the hours of
-# training, in Table 3. They stand here as *not run*.
+# Two columns of the paper need a GPU, and none was at hand when this was written: the memory in use at inference, and the hours of
+# training in Table 3. They stand here as *not run*.
+
+# %%
+in_use = table2.beside("inference_memory", ["not run"] * len(table2.rows))
+print(in_use.format("variant", "inference_memory", "inference_memory ours"))
 
 # %%
 table3 = published.table("taskexpert", 3)
@@ -1056,9 +1056,8 @@ print(hours.format("method", "parameters", "flops", "gpu_hours", "gpu_hours ours
 # the paper lets experts keep the backbone's width, but with ViT-L heads of that width alone would cost more than the model is said to:
 
 # %%
-print(
-    f"five heads at D = 1024: {5 * 9 * 1024**2 * 128**2 / 1e9:.0f} G of {goal['flops']} G"
-)
+too_much = 5 * 9 * 1024**2 * 128**2 / 1e9
+print(f"five heads at D = 1024: {too_much:.0f} G of {goal['flops']} G")
 rule = min(searched["rules"], key=lambda rule: rule["worst"])
 print(
     f"best rule 'e and h are fixed fractions': {rule['worst']:.0f} % off somewhere"
@@ -1071,9 +1070,10 @@ print(
 # %%
 for reading in searched["readings"]:
     if reading["head_stride"] == 4:
-        inside_or_not = "counted" if reading["attention"] else "not counted"
-        print(f"G = {reading['unit']:5}  attention {inside_or_not:11}"
-              f"  best {reading['worst']:.1f} %  D of ViT-B {reading['D']['base']}")  # fmt: skip
+        products = "counted" if reading["attention"] else "left out"
+        how = f"G = {reading['unit']:5}  attention {products:8}"
+        at = f"D = {reading['D']['base']}"
+        print(f"{how}  {at}, off by {reading['worst']:.1f} % at most")
 others = [r["worst"] for r in searched["readings"] if r["head_stride"] != 4]
 print(f"heads at another resolution: {min(others):.0f} % off at best")
 
@@ -1140,7 +1140,7 @@ _ = figure.legend(
 # The paper's two ablations, and our own questions, on Dollhouse: `book/results/make_taskexpert_sweeps.py` trains each configuration of
 # `taskexpert_vit_nano_12` with several seeds, at 64 × 64, 400 scenes, 300 steps. As in [chapter 9](../part2_mlore/09_mlore_assembled.ipynb) the spread between seeds is pooled over all
 # configurations. The gain Δm is taken here over the full model: a row at −1 % is one percent worse than it, averaged over
-# the tasks. The paper's rows are recomputed in the same way from its metrics.
+# the tasks (six here, five there). The paper's rows are recomputed in the same way from its metrics.
 
 # %%
 path = Path("../results/taskexpert_sweeps.json")
@@ -1151,7 +1151,9 @@ runs = {}
 for run in record["runs"]:
     runs.setdefault(run["key"], []).append(run["metrics"])
 full_runs = runs.get("taskexpert", [])
-reference = {name: mean(run[name] for run in full_runs) for name in tasks.names if full_runs}  # fmt: skip
+reference = {
+    name: mean(run[name] for run in full_runs) for name in tasks.names if full_runs
+}
 results = {
     key: [
         run | {"delta_m": me.multitask_gain(run, reference, tasks)} for run in its
@@ -1197,11 +1199,17 @@ paper = {
     "table1": paper_gains(published.table("taskexpert", 1), "model"),
     "table2": paper_gains(table2, "variant"),
 }
-panels = {"table1": "Table 1, parts", "table2": "Table 2, modules", "figure8": "Fig. 8, active experts",
-          "gates": "gates", "momentum": "start of the momentum", "widths": "widths"}  # fmt: skip
+panels = {
+    "table1": "Table 1, parts",
+    "table2": "Table 2, modules",
+    "figure8": "Fig. 8, active experts",
+    "gates": "gates",
+    "momentum": "start of the momentum",
+    "widths": "widths",
+}
 
 
-# %%
+# %% tags=["hide-input"]
 def draw_sweep(axis, name, metric="delta_m"):
     rows = record["sweeps"].get(name, {})
     for y, (row, key) in enumerate(rows.items()):
@@ -1211,8 +1219,10 @@ def draw_sweep(axis, name, metric="delta_m"):
             values = [run[metric] for run in results[key]]
             s, freedom = pooled(metric)
             half = student.ppf(0.975, freedom) * s / math.sqrt(len(values))
-            axis.plot(values, [y + 0.15] * len(values), "o", ms=4, alpha=0.45, color=plots.OKABE_ITO[0])  # fmt: skip
-            axis.errorbar(mean(values), y + 0.15, xerr=half, fmt="|", ms=10, mew=2, capsize=3, color=plots.OKABE_ITO[0])  # fmt: skip
+            place = [y + 0.15] * len(values)
+            axis.plot(values, place, "o", ms=4, alpha=0.45, color=blue)
+            look = {"fmt": "|", "ms": 10, "mew": 2, "capsize": 3, "color": blue}
+            axis.errorbar(mean(values), y + 0.15, xerr=half, **look)
     axis.axvline(0, color="0.8", zorder=0)
     axis.set(title=panels[name], yticks=range(len(rows)), yticklabels=list(rows))
     axis.set_ylim(max(len(rows), 1) - 0.4, -0.7)
@@ -1254,10 +1264,9 @@ def steps(name):
 # %%
 for name in ("table1", "table2", "figure8"):
     for title, value, half, claimed in steps(name):
-        said = "better" if claimed is None else f"{claimed:+.2f}"
-        print(
-            f"{title:28}{said:>7}   {value:+5.1f} ± {half:.1f}   {verdict(value, half, claimed or 1)}"
-        )
+        theirs = "better" if claimed is None else f"{claimed:+.2f}"
+        said = verdict(value, half, claimed or 1)
+        print(f"{title:28}{theirs:>7}   {value:+5.1f} ± {half:.1f}   {said}")
 
 # %%
 for name in ("gates", "momentum", "widths"):
@@ -1269,11 +1278,13 @@ for name in ("gates", "momentum", "widths"):
 # The paper's numbers in these steps were computed from its metrics rather than copied from its column Δm, for a reason:
 
 # %%
+gains = paper["table1"]
 for before, after in pairwise(published.table("taskexpert", 1).rows):
-    names = before["model"], after["model"]
-    printed_step = after["delta_m"] - before["delta_m"]
-    from_metrics = paper["table1"][names[1]] - paper["table1"][names[0]]
-    print(f"{names[0]:10} → {names[1]:14} printed {printed_step:.2f}, from the metrics {from_metrics:.2f}")  # fmt: skip
+    a, b = before["model"], after["model"]
+    step = after["delta_m"] - before["delta_m"]
+    print(
+        f"{a:10} → {b:14} printed {step:.2f}, recomputed {gains[b] - gains[a]:.2f}"
+    )
 
 # %% [markdown]
 # Another baseline moves such a step by a few hundredths. The first two steps are off by a tenth, in opposite directions, which is what
@@ -1291,7 +1302,7 @@ for before, after in pairwise(published.table("taskexpert", 1).rows):
 # | how many | 15 shared, of ranks 16 to 128, and one of each task's own | as many as tasks, of full width |
 # | a gate is for | one image and task | one token and task |
 # | and sees | two averages of the task's feature | seven by seven tokens of the backbone's |
-# | which are active | 9 of 15, with noise in training | all |
+# | which are active | 9 of 15, with noise in training | all (top 1 or top 2 as an alternative) |
 # | kept in balance by | a loss | nothing |
 # | shared by all tasks | experts, generic path | experts |
 # | belongs to a task | projection, router, BatchNorm, own expert, non-linear block, head | gates, momenta, head |
@@ -1310,17 +1321,17 @@ for size in ("base", "large"):
         )
     stored = sum(parameter.numel() for parameter in mlore.parameters())
     fused = me.fuse(mlore.eval(), mode="precomposed")
+    ours = costs[f"ViT-{size[0].upper()}, 12"]
     pairs[size] = {
         "MLoRE": (stored, me.count(fused, (512, 512)).macs),
-        "TaskExpert": (costs[f"ViT-{size[0].upper()}, 12"].parameters, costs[f"ViT-{size[0].upper()}, 12"].macs),
-    }  # fmt: skip
+        "TaskExpert": (ours.parameters, ours.macs),
+    }
 # %%
 print(f"{'':20}{'parameters':>10}{'10⁹ MACs':>11}{'2³⁰ MACs':>10}")
 for size, both in pairs.items():
     for name, (stored, macs) in both.items():
-        print(
-            f"ViT-{size:6}{name:10}{stored / 1e6:8.1f} M{macs / 1e9:11.0f}{macs / 2**30:10.0f}"
-        )
+        units = f"{macs / 1e9:11.0f}{macs / 2**30:10.0f}"
+        print(f"ViT-{size:6}{name:10}{stored / 1e6:8.1f} M{units}")
 
 # %% [markdown]
 # MLoRE's paper compares the two with ViT-L: 571 G for itself, 622 G for TaskExpert. Its own number is in units of $2^{30}$
@@ -1486,5 +1497,5 @@ _ = ch11.check_memory_price(price)
 # - MLoRE and TaskExpert spend on opposite ends: on a task's own path, made linear to be cheap, or on choosing from a shared one.
 #
 # You can now build TaskExpert at any published size, say which layers each task listens to, and judge a reconstruction by what
-# pins it down. The two networks of Parts II and III share experts between tasks. Part IV turns to a third way, in which tasks
-# exchange their features directly.
+# pins it down. The networks of Parts II and III share experts, and no task ever sees what another one has found. Part IV turns to
+# TIF, and to the question what tasks should hand to each other.
