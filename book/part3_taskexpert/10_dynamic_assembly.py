@@ -914,8 +914,9 @@ figure, axis = plt.subplots(figsize=(7.5, 1.9))
 draw_sweep(axis, "gates")
 
 # %% [markdown]
-# The paper compares linear gates with context-aware ones, before the memory comes in (Table 1, from "w/ MoE" to "w/
-# MoE+CG"). Pointwise gates it has none; they tell whether it is the context that helps or only the depth.
+# The paper compares linear gates with context-aware ones before the memory comes in (Table 1, from "w/ MoE" to "w/
+# MoE+CG"); its step is recomputed here over its full model. Pointwise gates it has none; they tell whether it is the
+# context that helps or only the depth.
 
 # %%
 from mlore_edu import published
