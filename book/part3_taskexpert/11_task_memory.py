@@ -124,12 +124,12 @@ _ = canvas.text(3.55, 0.28, "one backbone, one pass", ha="center", fontsize=8.5)
 # ## A recurrence
 #
 # [Chapter 10](10_dynamic_assembly.ipynb) built what happens at one layer. Expert networks turn the feature $\mathbf{X}^l$ of layer $l$ into $K$
-# answers $\mathbf{R}^l_k$, and for task $t$ a gating network weighs them at every token. Their weighted sum, the
+# answers $\mathbf{R}^l_i$, and for task $t$ a gating network weighs them at every token. Their weighted sum, the
 # **assembled feature**, will be met often, so it gets a name of its own:
 #
 # ```{math}
 # :label: eq-11-assembled
-# \mathbf{A}^{l,t} = \sum_{k=1}^{K} \mathbf{G}^{l,t}_k\, \mathbf{R}^l_k .
+# \mathbf{A}^{l,t} = \sum_{i=1}^{K} \mathbf{G}^{l,t}_i\, \mathbf{R}^l_i .
 # ```
 #
 # From the second layer on the gating network has one output more. It says how much of the **memory** $\mathbf{M}^{l-1,t}$ the task
