@@ -493,7 +493,7 @@ for run in record["runs"]:
             harm.setdefault((run["title"], name, task), []).append(worse)
 titles = list(dict.fromkeys(run["title"] for run in record["runs"]))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-exchanged", "caption": "By how much the loss of each task grows when gates are exchanged, in recorded networks of three kinds: the mean of three seeds on a scale that is linear up to 1 % and logarithmic beyond."}, "image": {"alt": "Three panels with four groups of six coloured dots each. With experts alone, the next task's gates and random experts make most tasks tens to hundreds of percent worse, another scene's gates only the surface normals by about twenty. With task experts and with the generic path all dots move down to some ten and some five percent."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-exchanged", "caption": "By how much the loss of each task grows when gates are exchanged, in recorded networks of three kinds: the mean of three seeds on a scale that is linear up to 1 % and logarithmic beyond."}, "image": {"alt": "Three panels with four groups of six coloured dots each. With experts alone, the next task's gates and random experts make most tasks tens to hundreds of percent worse; another scene's gates harm saliency and the surface normals by some twenty, the others by less. With task experts and with the generic path the dots for wrong tasks move down, to tens of percent for most."}}
 figure, axes = plt.subplots(1, 3, figsize=(7.5, 3.1), sharey=True)
 for axis, title in zip(axes, titles):
     for index, task in enumerate(tasks):
@@ -514,7 +514,7 @@ for axis, title in zip(axes, titles):
         fontsize=7,
     )
     axis.axhline(0, color="0.6", lw=1, ls=":")
-axes[0].set(ylabel="the loss grows by (%)", ylim=(-0.5, 500))
+axes[0].set(ylabel="the loss grows by (%)", ylim=(-0.5, 1000))
 axes[0].set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
 _ = figure.legend(loc="outside lower center", ncols=3, fontsize=8)
 
@@ -527,13 +527,15 @@ def average(title, name):
 for title in titles:
     worse = average(title, "the next task's")
     print(f"{title:23} with the next task's gates: {worse:+4.0f} %")
-others = [mean(harm[titles[0], "another scene's", task]) for task in tasks.names]
-print("another scene's gates harm most:", tasks.names[others.index(max(others))])
+for title in titles:
+    others = {t: mean(harm[title, "another scene's", t]) for t in tasks.names}
+    most = sorted(sorted(others, key=others.get)[-2:])
+    print(f"{title:23} another scene's gates harm most:", ", ".join(most))
 
 # %% [markdown]
-# {numref}`fig-07-exchanged` says three things. As long as experts are all there is, they are the tasks' own: with the next task's experts the losses double.
-# Every further path takes over part of that work, and in the whole MLoRE it hardly matters any more which experts are used. And after
-# longer training the routers do look at the image a little, mostly for the surface normals, less for saliency.
+# {numref}`fig-07-exchanged` says three things. As long as experts are all there is, they are the tasks' own: with the next task's experts the losses
+# more than double. Every further path takes over part of that work, though in the whole MLoRE, too, the losses grow by a good part with the wrong experts. And after
+# longer training the routers do look at the image a little, for saliency and for the surface normals.
 #
 # What do they look for? We take, of all position branches of a network (six modules, six tasks), the one whose weights vary most over
 # the places.
@@ -543,14 +545,14 @@ strongest = [run["strongest"] for run in record["runs"]]
 owners = {branch["task"] for branch in strongest}
 print(f"in {len(strongest)} networks it belongs to: {', '.join(owners)}")
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-places", "caption": "The most pronounced position branch of each of the nine recorded networks: one weight for each of 8 × 8 places. Above each map its scale and module."}, "image": {"alt": "Nine maps of eight by eight coloured squares. Several show a dark horizontal stripe at or below the middle, where in these rooms the wall meets the floor; others are of opposite colours at the left and right."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-places", "caption": "The most pronounced position branch of each of the nine recorded networks: one weight for each of 8 × 8 places. Above each map its scale and module."}, "image": {"alt": "Nine maps of eight by eight coloured squares. Some show a horizontal stripe at or below the middle, where in these rooms the wall meets the floor; others are of opposite colours at the left and right, or speckled."}}
 figure, axes = plt.subplots(1, 9, figsize=(7.5, 1.3))
 for axis, branch in zip(axes, strongest):
     place = branch["module"].replace("scale ", "").replace(", module ", "/")
     show_places(axis, torch.tensor(branch["weights"]), place, fontsize=8)
 
 # %% [markdown]
-# In every one of the nine networks it belongs to the normals. Some maps are dark along the line where the wall meets the floor, some
+# In every one of the nine networks it belongs to the normals. Some maps are marked along the line where the wall meets the floor, some
 # differ between left and right. That would tell how the room is turned, which is just what one wants to know about a room before saying which
 # way its walls face. Is it so? As a measure of the turn we take the mean over the scene of the true normals' first component: positive
 # where the walls face right. Then we look, among all 90 gates of a task, for the one that goes with it most closely. The
@@ -566,7 +568,7 @@ for task in tasks.names:
         f"{task:12} mean {mean(r):.2f}, above 0.7 in {high} networks; shuffled {chance:.2f}"
     )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-turn", "caption": "Left: how much the gates of each task vary over 100 scenes, summed over gates; a dot for each of the nine networks. Right: the gate of the normals that follows the turn of the room most closely, in the first of them; a dot for each scene, its turn being the mean of the true normals' first component."}, "image": {"alt": "Left: nine dots for each of six tasks on a logarithmic axis; those of the surface normals lie several times higher than all others. Right: a cloud of dots: the gate is large for rooms that are turned to one side, falls, and is zero for most that are turned to the other."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-turn", "caption": "Left: how much the gates of each task vary over 100 scenes, summed over gates; a dot for each of the nine networks. Right: the gate of the normals that follows the turn of the room most closely, in the first of them; a dot for each scene, its turn being the mean of the true normals' first component."}, "image": {"alt": "Left: nine dots for each of six tasks on a logarithmic axis; those of the surface normals lie highest. Right: a cloud of dots: the gate is large for rooms that are turned to one side, falls, and is zero for most that are turned to the other."}}
 figure, axes = plt.subplots(1, 2, figsize=(7.5, 2.8))
 for x, task in enumerate(tasks.names):
     values = [look["variance"][task] for look in looks]
@@ -583,7 +585,7 @@ axes[1].set(xlabel="turn of the room", ylabel="gate")
 axes[1].locator_params(axis="x", nbins=5)
 
 # %% [markdown]
-# It is so in seven of nine networks. In each of the nine the normals' gates vary most. This is the clearest use of a router, and of places,
+# It is so in all but one or two of the nine networks, and in each of them the normals' gates vary most. This is the clearest use of a router, and of places,
 # that we found, and an agreeable one: to a task that asks which way the walls face, the router says which way the room is turned.
 #
 # ## Table 4, with error bars
@@ -830,7 +832,7 @@ for name, each in counted.items():  # (modules of all runs, 7) each
     )
 
 # %% [markdown]
-# Without the balance loss the tasks meet about as often as by lot; with it, they keep apart. (That fewer meet because of
+# Without the balance loss all six tasks meet about as often as by lot; with it, they keep apart. (That fewer meet because of
 # it, the supplement itself grants.)
 #
 # So what is Fig. 4b evidence of? That few experts serve all tasks follows from $k/N = 0.6$; that they may be fewer still, from the balance loss. Neither
@@ -978,7 +980,7 @@ _ = ch07.check_carry(carry)
 # - An activation before the mean adds that; no activation brings back what the mean forgets, the order of places. A position branch
 #   does, at the price of a fixed resolution.
 # - Trained routers are mostly settled: which experts a task uses hardly depends on the image, with us and by the paper's own figure. What there
-#   is of looking serves the surface normals.
+#   is of looking serves saliency and, above all, the surface normals.
 # - Exchanging gates tells what routing is worth. Between tasks it is worth much, as long as there is no other path; between images, little.
 # - The mean number of tasks an expert serves is $Tk/N$, whatever the routers do. A picture of routing shows something
 #   only where it departs from lots and from habit.

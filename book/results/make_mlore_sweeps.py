@@ -53,12 +53,6 @@ SWEEPS: dict[str, dict[str, Configuration]] = {
         "only pos.": mlore(router="position"),
         "w/o sample-dep": mlore(router="static"),
     },
-    # No table of the paper: its proportions. 80 of 96 is 640 of ViT-B's 768, and ranks 2 to 16 and R = 8
-    # are to 80 what 16 to 128 and 64 are to 640.
-    "width": {
-        "Baseline": Configuration("baseline", {"channels": 80}),
-        "+ SPE": mlore(channels=80),
-    },
     "table3": {
         "2/2": mlore(min_rank=2, max_rank=2),
         "2/16": FULL,
@@ -107,11 +101,6 @@ SWEEPS: dict[str, dict[str, Configuration]] = {
         "released": mlore(variant="released"),
         "MoE decoder of Sec. 3.2": Configuration("moe"),
         "MoE decoder, no noise": Configuration("moe", {"noise": False}),
-    },
-    # No table of the paper: is the order of the ladder a matter of how long one trains?
-    "budget": {
-        "Baseline": Configuration("baseline", iterations=1200),
-        "+ SPE": Configuration("mlore", iterations=1200),
     },
 }
 ALIASES = {
