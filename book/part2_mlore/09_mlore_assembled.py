@@ -1468,5 +1468,5 @@ _ = ch09.check_slips(slips)
 # - Tables that print a derived number can be checked by arithmetic; 32 of 34 rows pass.
 #
 # You can now build, size, train, fuse and judge the whole of MLoRE, and you know which of its claims you have seen and which you
-# have not. Part III goes back one year, to the decoder that MLoRE measures itself against: TaskExpert, whose experts are
-# assembled anew at every pixel.
+# have not. [Part III](../part3_taskexpert/10_dynamic_assembly.ipynb) goes back one year, to the decoder that MLoRE measures
+# itself against: TaskExpert, whose experts are assembled anew at every token.
