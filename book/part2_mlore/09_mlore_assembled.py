@@ -963,7 +963,7 @@ for y, key in enumerate(noise_rows.values()):
     interval_plot(axis, y, key)
 axis.axvline(mean(r["delta_m"] for r in results["baseline"]), color="0.6", ls=":")
 axis.set(yticks=range(4), yticklabels=list(noise_rows), xlabel="Δm (%)")
-axis.set(ylim=(3.5, -0.5), ylabel="noise at the start")
+_ = axis.set(ylim=(3.5, -0.5), ylabel="noise at the start")
 # %%
 for start, key in noise_rows.items():
     if start != "off":
