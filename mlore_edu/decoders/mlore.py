@@ -20,16 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlore_edu.decoders.base import DecoderOutput, MapShape
+from mlore_edu.decoders.checks import check_choice, check_switches, check_whole
 from mlore_edu.decoders.low_rank import Form, LowRankConv2d, LowRankExperts, TaskExperts
 from mlore_edu.decoders.mlore_options import (
     SHAZEER_NOISE,
     MLoREOptions,
     active_experts,
-    check_choice,
     check_noise_start,
     check_paths,
-    check_switches,
-    check_whole,
     preset,
     rank_schedule,
 )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mlore_edu.decoders.checks import check_whole
 from mlore_edu.decoders.low_rank import Form
 from mlore_edu.decoders.moe import SMALLEST_NOISE
 from mlore_edu.decoders.routers import RouterKind
@@ -100,24 +101,6 @@ def preset(backbone: str, tasks: TaskSet, options: Mapping[str, Any]) -> dict[st
         key = (size, "NYUD" if tasks.name == NYUD_V2.name else "PASCAL")
         return dict(RELEASED.get(key, RELEASED.get((size, "PASCAL"), SIZES.get(size, SMALL))))
     return dict(SIZES.get(size, SMALL))
-
-
-def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{option} is {value!r}; choose one of {', '.join(choices)}.")
-
-
-def check_whole(least: int, **options: Any) -> None:
-    """Options come from the command line too, where any word may be given for a number."""
-    for option, value in options.items():
-        if type(value) is not int or value < least:
-            raise UserError(f"{option} is {value!r}; give a whole number of at least {least}.")
-
-
-def check_switches(**options: Any) -> None:
-    for option, value in options.items():
-        if not isinstance(value, bool):
-            raise UserError(f"{option} is {value!r}; give True or False.")
 
 
 def check_paths(experts: int, generic: bool, rank: int | None, task_experts: bool, stop_gradient: bool) -> None:

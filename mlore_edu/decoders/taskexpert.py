@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mlore_edu.decoders.base import DecoderOutput, MapShape
+from mlore_edu.decoders.checks import check_choice, check_switches, check_whole
 from mlore_edu.decoders.moe import top_k_mask
 from mlore_edu.decoders.per_task import PerTaskBatchNorm2d, PerTaskConv2d, resize_tasks
 from mlore_edu.errors import UserError
@@ -271,8 +272,8 @@ class TaskExpertDecoder(nn.Module):
             "expert_width": channels if expert_width is None else expert_width,
             "gate_width": max(1, channels // 4) if gate_width is None else gate_width,
         }
-        _check_whole(**settings)
-        _check_switches(mixture=mixture, memory=memory, renormalise=renormalise)
+        check_whole(1, **settings)
+        check_switches(mixture=mixture, memory=memory, renormalise=renormalise)
         _check_gates(gate, active, settings["experts"])
         if not mixture and (memory or settings["experts"] != count):
             raise UserError("Without a mixture each task has one expert and no memory; give memory=False, no experts.")
@@ -337,20 +338,7 @@ SIZES: dict[str, tuple[int, int, dict[str, Any]]] = {
 """By size of the ViT: its layers, its modules, and widths that give the paper's parameters and FLOPs (chapter 11)."""
 
 
-def _check_whole(**options: Any) -> None:
-    for option, value in options.items():
-        if type(value) is not int or value < 1:
-            raise UserError(f"{option} is {value!r}; give a whole number of at least 1.")
-
-
-def _check_switches(**options: Any) -> None:
-    for option, value in options.items():
-        if not isinstance(value, bool):
-            raise UserError(f"{option} is {value!r}; give True or False.")
-
-
 def _check_gates(gate: str, active: int | None, experts: int) -> None:
-    if gate not in get_args(GateKind):
-        raise UserError(f"gate is {gate!r}; choose one of {', '.join(get_args(GateKind))}.")
+    check_choice("gate", gate, get_args(GateKind))
     if active is not None and (type(active) is not int or not 1 <= active <= experts):
         raise UserError(f"active is {active!r}; give a number from 1 to {experts}, the experts, or leave it out.")

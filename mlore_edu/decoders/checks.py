@@ -1,0 +1,28 @@
+"""Refusals of decoders' options; they come from the command line too, where any word may be given for a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlore_edu.errors import UserError
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse what is not one of the choices."""
+    if value not in choices:
+        raise UserError(f"{option} is {value!r}; choose one of {', '.join(choices)}.")
+
+
+def check_whole(least: int, **options: Any) -> None:
+    """Refuse what is not a whole number of at least this."""
+    for option, value in options.items():
+        if type(value) is not int or value < least:
+            raise UserError(f"{option} is {value!r}; give a whole number of at least {least}.")
+
+
+def check_switches(**options: Any) -> None:
+    """Refuse what is neither True nor False."""
+    for option, value in options.items():
+        if not isinstance(value, bool):
+            raise UserError(f"{option} is {value!r}; give True or False.")
