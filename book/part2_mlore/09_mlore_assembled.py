@@ -952,9 +952,26 @@ for row in list(sweep)[1:]:
 #
 # One number that no table of the paper varies decides all of this. In training the gates are noisy
 # ([chapter 4](04_mixture_of_experts.ipynb)), and the network learns how noisy; but where does it start? Shazeer et al. begin with zero
-# weights, which makes the standard deviation softplus(0) = ln 2. That is as large as the differences between an
-# untrained router's logits, or larger, so that for the first steps lot chooses the experts. MLoRE's text
-# does not say; the library has an option for it, `noise_start`.
+# weights, which makes the standard deviation softplus(0) = ln 2. MLoRE's text
+# does not say; the library has an option for it, `noise_start`. How large is ln 2 beside what an untrained router has to say?
+
+# %%
+torch.manual_seed(0)
+fresh = me.build_model("mlore_vit_nano", tasks, (64, 64)).eval()
+with torch.no_grad():
+    feature = fresh.decoder.narrow[1](
+        fresh.backbone(batch["image"])[1]
+    )  # (B, C, 8, 8)
+    first_module = fresh.decoder.scales[1][0]
+    logits = first_module.router(first_module.project(feature))[
+        ..., :N
+    ]  # (B, T, N)
+print(
+    "its logits differ by less than the noise:", bool(logits.std(-1).mean() < 0.5)
+)
+
+# %% [markdown]
+# So for the first steps it is lot, more than the router, that chooses the experts. What does that cost?
 
 # %% mystnb={"figure": {"name": "fig-09-noise", "caption": "The full MLoRE, with gates whose noise starts at four strengths. Dotted: the mean of the baseline, which has no gates."}, "image": {"alt": "Four rows of dots with means and intervals. With noise that starts at ln 2 they lie some three percent to the left of the other three rows, which overlap with one another and with the dotted line."}}
 noise_rows = record["sweeps"]["noise"]
@@ -1120,8 +1137,8 @@ assert abs(value) <= half
 assert parts > half_parts
 
 # %% [markdown]
-# It is no worse. Human parts are lifted by what this row still has and the baseline lacks: 3 × 3 convolutions of each
-# task's own feature, which see where an arm ends. That fifteen experts add nothing to it *here* is no verdict on experts. A
+# It is no worse. Human parts are lifted by something that this row still has and the baseline lacks; 3 × 3 convolutions
+# of each task's own feature, which see where an arm ends, are the likeliest. That fifteen experts add nothing to it *here* is no verdict on experts. A
 # mixture needs something to differ in, and 400 rooms of one generator, for 300 steps, may simply offer too little.
 # One would test that with the number of images and of steps, at full scale, which is what Part V is for.
 #

@@ -1075,8 +1075,8 @@ show_steps([(*step, density["Dense"], "+") for step in steps])
 
 # %% [markdown]
 # Ours points the other way: with one or two gates a task the network is better than with all, by more than the noise.
-# Three hundred steps may favour what is simple to learn, and a softmax over seven that must be settled is slow to
-# settle; the paper trains for forty thousand. Whatever the reason, that dense is best is not a law.
+# Why, we have not found out; three hundred steps may favour another gate than the paper's forty thousand. That dense
+# is best is no law.
 
 # %%
 for row in ("Top 1", "Top 2"):

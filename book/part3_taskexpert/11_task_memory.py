@@ -1272,8 +1272,7 @@ for name in ("gates", "momentum", "widths"):
 # full model. The mixture below it and the memory above it are inside the noise, and so is the number of modules: three do as well as
 # twelve. In Fig. 8 our sign is against the paper's ([chapter 10](10_dynamic_assembly.ipynb)).
 #
-# Where the momentum starts decides which layers exist for the network at first, but of that nothing is left in Δm: the layers
-# above learn to do without.
+# Where the momentum starts decides which layers exist for the network at first, but of that nothing is left in Δm.
 #
 # And the widths? The four rows are points of a line of equal size. From gates of width 11 to gates of width 4 no step is
 # outside the noise; starved to a single channel they lose most of what context brings. For a reconstruction that is fair news. What the

@@ -70,9 +70,9 @@ SIZES: dict[str, dict[str, Any]] = {
         "noise_start": 0.05,
     },
 }
-SIZES["nano_12"] = SIZES["nano"]
 """By size of the ViT: what the paper's settings say (Secs. 4.1 and 4.4), and for the chapters' small model an eighth of
 the ranks and, since it is trained for minutes, gates whose noise starts low and a stronger balance (chapter 9)."""
+SIZES["nano_12"] = SIZES["nano"]
 
 SMALL: dict[str, Any] = {"min_rank": 2, "max_rank": 16, "task_rank": 8}
 """For the narrow decoders of pyramids, of which the papers say nothing (HRNet18: supplement, Table 7); assumed."""

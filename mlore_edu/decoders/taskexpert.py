@@ -185,9 +185,8 @@ class MMoEModule(nn.Module):
         gates = None
         decoded = answers  # Table 1's Baseline: the t-th expert is task t's
         if self.gates is not None:
-            gates = choose(
-                self.gates(features), self.active, renormalise=self.renormalise
-            )  # G^l: (B, T, K [+ 1], H, W)
+            logits = self.gates(features)  # (B, T, K [+ 1], H, W)
+            gates = choose(logits, self.active, renormalise=self.renormalise)  # G^l
             decoded = torch.einsum("btkhw,bkdhw->btdhw", gates[:, :, : self.count], answers)  # Eq. 4
         if memory is None:
             return Assembled(decoded, decoded, gates)
