@@ -57,7 +57,7 @@ def test_every_command_trains_a_network_with_the_options_of_its_configuration(sc
         assert options[-2] == "--run"
         recipe = override(find_recipe(name), options[:-2])
         assert dict(recipe.model_options) == configuration.options
-        assert (recipe.seed, recipe.iterations, recipe.root) == (4, configuration.iterations, "data/dollhouse_64")
+        assert (recipe.seed, recipe.iterations, recipe.root) == (4, 300, "data/dollhouse_64")
         make_model(recipe)  # refuses options that do not exist or do not go together
 
 

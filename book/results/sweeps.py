@@ -27,25 +27,26 @@ ROOT = HERE.parents[1]
 DATA = "dollhouse --root data/dollhouse_64 --size 64 --difficulty easy --train 400 --val 100"
 
 
+ITERATIONS = 300
+
+
 @dataclass(frozen=True)
 class Configuration:
     """One network: the recipe dollhouse_<decoder>_nano_64, and what differs from it."""
 
     decoder: str = "mlore"
     options: dict = field(default_factory=dict)
-    iterations: int = 300
     runs: str = "mlore_sweeps"
 
     @property
     def key(self) -> str:
         """A name that says everything, also of the run's folder."""
         pairs = (f"{name}={value}" for name, value in sorted(self.options.items()))
-        longer = [] if self.iterations == 300 else [f"iterations={self.iterations}"]
-        return " ".join([self.decoder, *pairs, *longer])
+        return " ".join([self.decoder, *pairs])
 
     def command(self, seed: int) -> str:
         """The command of one run."""
-        flags = f"--iterations {self.iterations} --workers 0 --pictures 0"
+        flags = f"--iterations {ITERATIONS} --workers 0 --pictures 0"
         pairs = " ".join(f"{name} {value}" for name, value in self.options.items())
         options = f" --model-options {pairs}" if pairs else ""
         return (

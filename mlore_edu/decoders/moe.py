@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlore_edu.decoders.base import DecoderOutput, MapShape, resize
+from mlore_edu.decoders.checks import check_switches, check_whole
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import TaskSet
 
@@ -22,11 +23,10 @@ SMALLEST_NOISE = 1e-2
 """Floor of the noise's standard deviation: a router must not switch exploration off, nor divide by zero."""
 
 
-def _check_whole(name: str, value: int, largest: int | None = None) -> None:
-    """Refuse what is not a whole number from 1 to ``largest``."""
-    if type(value) is not int or not 1 <= value <= (largest or value):
-        limits = "of at least 1" if largest is None else f"from 1 to {largest}, the number of experts"
-        raise UserError(f"{name} is {value!r}; give a whole number {limits}.")
+def _check_active(k: int, experts: int) -> None:
+    """Refuse what is not a whole number from 1 to the number of experts."""
+    if type(k) is not int or not 1 <= k <= experts:
+        raise UserError(f"k is {k!r}; give a whole number from 1 to {experts}, the number of experts.")
 
 
 def top_k_mask(scores: Tensor, k: int) -> Tensor:
@@ -49,7 +49,7 @@ def top_k_mask(scores: Tensor, k: int) -> Tensor:
     UserError
         Where k is not a whole number from 1 to N.
     """
-    _check_whole("k", k, scores.shape[-1])
+    _check_active(k, scores.shape[-1])
     best = scores.argsort(dim=-1, descending=True, stable=True)[..., :k]  # (..., k)
     return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True)  # (..., N)
 
@@ -211,8 +211,7 @@ class ConvExperts(nn.Module):
 
     def __init__(self, channels: int, experts: int, kernel_size: int = 3) -> None:
         super().__init__()
-        for name, value in (("channels", channels), ("experts", experts), ("kernel_size", kernel_size)):
-            _check_whole(name, value)
+        check_whole(1, channels=channels, experts=experts, kernel_size=kernel_size)
         if kernel_size % 2 == 0:
             raise UserError(f"kernel_size is {kernel_size}; give an odd number, which has a middle.")
         self.channels, self.experts = channels, experts
@@ -263,7 +262,7 @@ class ConvExperts(nn.Module):
         UserError
             Where k is not a whole number from 1 to N.
         """
-        _check_whole("k", k, self.experts)
+        _check_active(k, self.experts)
         batch, tasks, channels, height, width = features.shape
         groups, gates = batch * tasks, gates.to(features.dtype).flatten(0, 1)  # (B*T, N)
         chosen = gates.argsort(dim=-1, descending=True, stable=True)[:, :k]  # (B*T, k)
@@ -356,13 +355,12 @@ class MoEDecoder(nn.Module):
         noise: bool = True,
     ) -> None:
         super().__init__()
-        _check_whole("experts", experts)
+        check_whole(1, experts=experts)
+        check_switches(noise=noise)
         self.k = max(1, round(0.6 * experts)) if k is None else k
-        _check_whole("k", self.k, experts)
+        _check_active(self.k, experts)
         if type(balance_weight) not in (int, float) or not 0 <= balance_weight < torch.inf:
             raise UserError(f"balance_weight is {balance_weight!r}; give a number of at least 0.")
-        if type(noise) is not bool:
-            raise UserError(f"noise is {noise!r}; give True or False.")
         self.task_names = tasks.names
         self.channels = channels
         self.balance_weight = balance_weight
