@@ -17,6 +17,7 @@ from mlore_edu.decoders.baseline import BaselineDecoder
 from mlore_edu.decoders.mlore import MLoREDecoder
 from mlore_edu.decoders.moe import MoEDecoder
 from mlore_edu.decoders.taskexpert import TaskExpertDecoder
+from mlore_edu.decoders.tif import TIFDecoder
 from mlore_edu.errors import UserError
 from mlore_edu.heads import PredictionHead
 from mlore_edu.tasks import TaskSet
@@ -26,6 +27,7 @@ DECODERS: dict[str, Callable[..., Any]] = {
     "moe": MoEDecoder,
     "mlore": MLoREDecoder,
     "taskexpert": TaskExpertDecoder,
+    "tif": TIFDecoder,
 }
 """Decoders by name; a model is called ``<decoder>_<backbone>``."""
 

@@ -256,6 +256,8 @@ def _dollhouse_recipes() -> list[Recipe]:
     small_taskexpert = replace(
         taskexpert, name="dollhouse_taskexpert_nano_64", root="data/dollhouse_64", img_size=(64, 64)
     )
+    tif = replace(mlore, name="dollhouse_tif_nano", model="tif_vit_nano")
+    small_tif = replace(tif, name="dollhouse_tif_nano_64", root="data/dollhouse_64", img_size=(64, 64))
     large = replace(
         nano,
         name="dollhouse_baseline_vit_small_512",
@@ -273,7 +275,7 @@ def _dollhouse_recipes() -> list[Recipe]:
         checkpoint_interval=1000,
         eval_interval=5000,
     )
-    return [nano, small, mlore, small_mlore, small_moe, taskexpert, small_taskexpert, large]
+    return [nano, small, mlore, small_mlore, small_moe, taskexpert, small_taskexpert, tif, small_tif, large]
 
 
 def _benchmark_recipes() -> list[Recipe]:
