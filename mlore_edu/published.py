@@ -45,7 +45,8 @@ class Column:
     lower_is_better
         None where neither is: text and settings.
     decimals
-        Digits printed behind the point, so that half a unit of the last one is how far rounding may have moved it.
+        Digits printed behind the point, so that half a unit of the last one is how far rounding may have moved it; the
+        most that a cell has, where a paper (TIF) leaves out zeros at the end.
     """
 
     name: str
@@ -177,7 +178,8 @@ def table(paper: str, number: int | str) -> Table:
     kind = "table" if isinstance(number, int) else ""
     printed = _read(f"{paper}_{kind}{number}.csv".replace(" ", ""))
     columns = tuple(_column(name, [line[name] for line in printed]) for name in printed[0])
-    rows = tuple({name: _cell(text) for name, text in line.items()} for line in printed)
+    fractional = {column.name for column in columns if column.decimals}
+    rows = tuple({name: _cell(text, name in fractional) for name, text in line.items()} for line in printed)
     return Table(paper, number, entry["caption"], entry["source"], columns, rows)
 
 
@@ -190,11 +192,11 @@ def _number(text: str) -> int | str:
     return int(text) if text.isdigit() else text
 
 
-def _cell(text: str) -> Cell:
+def _cell(text: str, fractional: bool = False) -> Cell:
     if text == "-":
         return None
     try:
-        return float(text) if "." in text else int(text)
+        return float(text) if fractional or "." in text else int(text)
     except ValueError:
         return text
 

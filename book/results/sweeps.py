@@ -32,21 +32,23 @@ ITERATIONS = 300
 
 @dataclass(frozen=True)
 class Configuration:
-    """One network: the recipe dollhouse_<decoder>_nano_64, and what differs from it."""
+    """One network: the recipe dollhouse_<decoder>_nano_64, and what differs from it: the decoder's options, and flags."""
 
     decoder: str = "mlore"
     options: dict = field(default_factory=dict)
     runs: str = "mlore_sweeps"
+    flags: str = ""
 
     @property
     def key(self) -> str:
         """A name that says everything, also of the run's folder."""
         pairs = (f"{name}={value}" for name, value in sorted(self.options.items()))
-        return " ".join([self.decoder, *pairs])
+        return " ".join([self.decoder, *pairs, *self.flags.split()])
 
     def command(self, seed: int) -> str:
         """The command of one run."""
         flags = f"--iterations {ITERATIONS} --workers 0 --pictures 0"
+        flags += f" {self.flags}" if self.flags else ""
         pairs = " ".join(f"{name} {value}" for name, value in self.options.items())
         options = f" --model-options {pairs}" if pairs else ""
         return (
@@ -92,6 +94,7 @@ def run(configuration: Configuration, seed: int) -> dict:
         "commit": told["commit"][:12],
         "decoder": configuration.decoder,
         "options": configuration.options,
+        **({"flags": configuration.flags} if configuration.flags else {}),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "cpu_seconds": round(time.process_time() - started),
         "metrics": {
