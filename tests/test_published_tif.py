@@ -20,7 +20,7 @@ FULL = MODULES.row(lthd="yes")
 LOWER = {task.name for tasks in (NYUD_V2, PASCAL_CONTEXT) for task in tasks if task.lower_is_better}
 
 
-# --- the tables as data ------------------------------------------------------------------------------------------
+# --- the tables as data ----------------------------------------------------------------------------------------------
 
 
 def test_ten_tables_have_the_printed_rows_and_columns():
@@ -93,7 +93,7 @@ def test_the_three_baselines_are_one_and_six_gains_are_over_it():
 
 def test_all_six_gains_are_over_an_odsf_of_75_15_and_none_over_the_printed_65_15():
     for row in GAINS.values():
-        assert round(multitask_gain(row, REPAIRED, NYUD_V2), 2) == pytest.approx(row["delta_m"], abs=0.0051)
+        assert abs(multitask_gain(row, REPAIRED, NYUD_V2) - row["delta_m"]) <= 0.005
         assert multitask_gain(row, BASELINE, NYUD_V2) - row["delta_m"] > 3.9
 
 
@@ -121,7 +121,7 @@ def test_on_the_mean_interaction_among_tasks_helps_more_than_none():
     assert worse(cross, alone, NYUD_V2) == {"semseg": 0.77, "edge": 0.56}
 
 
-# --- claims of the text against the tables -----------------------------------------------------------------------------
+# --- claims of the text against the tables ---------------------------------------------------------------------------
 
 
 def lead(mine, others, tasks):
@@ -154,8 +154,10 @@ def test_surpassing_the_current_methods_holds_in_every_task_of_no_backbone():
     assert behind(PASCAL, PASCAL_CONTEXT, "Swin-B") == {"semseg": 0.44}
 
 
-def test_on_swin_l_even_the_smaller_invpt_scores_of_2022_have_better_normals():
-    assert worse(LARGE.row(method="TIF"), LARGE.row(method="InvPT"), NYUD_V2) == {"normals": 0.17}
+def test_on_swin_l_the_normals_are_worse_than_those_of_all_three_rivals_on_vit_l():
+    mine = LARGE.row(method="TIF")
+    for rival in (row for row in LARGE.rows if row["backbone"] == "ViT-L"):
+        assert list(worse(mine, rival, NYUD_V2)) == ["normals"]
 
 
 def test_the_leads_over_demt_quoted_in_percent_are_points():
@@ -242,7 +244,7 @@ def test_self_distillation_is_worse_than_distillation_among_tasks_in_depth():
     assert round(rows[0]["delta_m"] - rows[1]["delta_m"], 2) == 0.94
 
 
-# --- what it costs -------------------------------------------------------------------------------------------------------
+# --- what it costs ---------------------------------------------------------------------------------------------------
 
 
 def test_the_flops_saved_are_g_below_one_rival_each_and_about_a_quarter():
@@ -260,8 +262,8 @@ def test_tif_needs_the_fewest_flops_but_more_parameters_than_demt():
         assert "DeMT" in smaller
         assert len(smaller) == {"HRNet18": 8, "Swin-T": 1}[backbone]
     demt = ENCODERS.row(method="DeMT")
-    decoders = NYUD.row(method="TIF", backbone="Swin-T")["parameters"] - demt["parameters_encoder"]
-    assert decoders == pytest.approx(5.39) > demt["parameters_decoders"] == 4.55
+    decoders = round(NYUD.row(method="TIF", backbone="Swin-T")["parameters"] - demt["parameters_encoder"], 2)
+    assert (decoders, demt["parameters_decoders"]) == (5.39, 4.55)
 
 
 def test_the_small_parameters_of_table_4_are_a_tenth_of_a_million_fewer_than_the_next_ones():
@@ -298,7 +300,7 @@ def test_self_minus_cross_in_parameters_is_n_minus_1_maps_more_per_task_at_two_s
 
 
 @pytest.mark.parametrize("size", [(425, 560), (448, 576), (480, 640)])
-def test_cross_minus_self_in_flops_fits_no_reading_that_has_those_parameters(size):
+def test_cross_minus_self_in_flops_fits_none_of_three_readings_that_have_those_parameters(size):
     """With one map per task, keys summed over tasks cost less than self-distillation, keys side by side far more."""
     tokens = [-(-size[0] // stride) * -(-size[1] // stride) for stride in (16, 32)]
     fewer_maps = -(4 - 1) * 4 * 96**2 * sum(tokens) / 1e9
@@ -310,7 +312,18 @@ def test_cross_minus_self_in_flops_fits_no_reading_that_has_those_parameters(siz
     assert fewer_maps < 0 < fewer_maps + affinities
 
 
-# --- the same models in the other papers' tables ---------------------------------------------------------------------------
+def test_the_products_of_eqs_8_and_12_cannot_be_taken_in_the_printed_order():
+    tokens, channels = 28 * 36, 96
+    queries = keys = pooled = torch.zeros(tokens, channels)
+    affinities = torch.zeros(tokens, tokens)
+    for left, right in ((queries, keys), (pooled, affinities)):
+        with pytest.raises(RuntimeError, match="cannot be multiplied"):
+            left @ right
+    assert (queries @ keys.T).shape == affinities.shape
+    assert (affinities @ pooled).shape == pooled.shape
+
+
+# --- the same models in the other papers' tables ---------------------------------------------------------------------
 
 
 def test_the_row_called_mti_net_is_pad_nets_in_taskexperts_table():
@@ -358,8 +371,9 @@ def test_taskexpert_is_marked_392_and_470_where_its_own_table_has_420_and_622():
 
 
 def test_taskprompter_is_given_three_times_the_decoders_on_vit_b_that_it_has_on_vit_l():
-    """350 M, TaskExpert's 347 rounded up? Only the backbones' sizes are not from the tables."""
+    """The backbones' sizes are not from the tables. TaskExpert with 12 modules on ViT-B has 347 M."""
     vit = {"ViT-B": 85.8, "ViT-L": 303.3}  # blocks and patch embedding, in millions
     base, large = DECODERS.row(mark="*")["parameters"], LARGE.row(mark="*")["parameters"]
     assert (base - vit["ViT-B"]) / (large - vit["ViT-L"]) == pytest.approx(2.98, abs=0.01)
-    assert published.table("taskexpert", 2).row(variant="12 MMoE")["parameters"] == 347
+    task_expert = published.table("taskexpert", 2).row(variant="12 MMoE")["parameters"]
+    assert 0 < base - task_expert < 0.01 * base
