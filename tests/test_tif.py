@@ -214,9 +214,7 @@ def test_distillation_is_what_equations_6_to_10_say(options: dict[str, Any]) -> 
     assert_same(refined, torch.stack([features for features, _ in naive]), [x, *module.parameters()])
 
 
-@given(
-    st.integers(1, 2), st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.integers(1, 4), st.integers(1, 4)
-)
+@given(st.integers(1, 2), st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))
 @settings(max_examples=25, deadline=None)
 def test_distillation_of_any_size(batch: int, tasks: int, channels: int, height: int, width: int, maps: int) -> None:
     module = randomised(SelfFeatureDistillation(tasks, channels, key_maps=maps))

@@ -26,7 +26,7 @@ class SimpleFeaturePyramid(nn.Module):
     Raises
     ------
     UserError
-        Where there are not four.
+        Where there are not four, or one cannot be brought to its scale.
 
     Notes
     -----
@@ -43,6 +43,8 @@ class SimpleFeaturePyramid(nn.Module):
         for scale, (channels, height, width) in enumerate(maps):
             wanted = [side * 4 >> scale for side in maps[2][1:]]  # (4h, 4w), (2h, 2w), (h, w), (h/2, w/2)
             doublings = 2 - scale
+            if not min(wanted):
+                raise UserError(f"A map of {height} × {width} cannot be halved for the last scale; use larger images.")
             if [height, width] == wanted:
                 continue
             if (height, width) != maps[2][1:]:

@@ -412,6 +412,4 @@ def _check_scales(fused: int, distilled: int, diffusion: str) -> None:
         if type(value) is not int or not 0 <= value <= 4:
             raise UserError(f"{option} is {value!r}; give a number of scales from 0 to 4.")
     if diffusion != "none" and distilled not in (1, 2, 3):
-        raise UserError(
-            f'With distilled_scales={distilled} there is nothing to diffuse; give diffusion="none" as well.'
-        )
+        raise UserError(f"With distilled_scales={distilled} there is nothing to diffuse; give diffusion='none' too.")
