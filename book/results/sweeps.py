@@ -58,7 +58,8 @@ class Configuration:
 
     def folder(self, seed: int) -> Path:
         """Where the run lies."""
-        return Path("runs", self.runs, f"{self.key.replace(' ', '_')}_seed_{seed}")
+        name = self.key.replace(" ", "_").replace("/", "-")
+        return Path("runs", self.runs, f"{name}_seed_{seed}")
 
 
 Sweeps = dict[str, dict[str, Configuration]]
