@@ -83,7 +83,7 @@ def test_the_closed_form_has_the_decoders_parameters_at_any_widths(script, high,
     options = {"high_width": high, "low_width": low, "ffn_ratio": ratio, **ROW_OPTIONS[row]}
     decoder = TIFDecoder(me.NYUD_V2, maps, high, **options)
     structure = script.Structure(ffn_ratio=ratio)
-    rest = script.encoder("hrnet18")[1].parameters + script.heads(high, 1, structure).parameters
+    rest = script.encoder("hrnet18", script.SIZE)[1].parameters + script.heads(high, 1, structure).parameters
     expected = script.costs("hrnet18", high, low, structure)[row].parameters - rest
     assert sum(p.numel() for p in decoder.parameters()) == expected
 

@@ -124,7 +124,7 @@ def heads(d, tokens, its: Structure) -> Cost:
 
 
 @cache
-def encoder(backbone: str, size: tuple[int, int] = SIZE) -> tuple[tuple, Cost]:
+def encoder(backbone: str, size: tuple[int, int]) -> tuple[tuple, Cost]:
     """Channels of the four maps; cost of the encoder, a ViT's pyramid with it.
 
     An encoder takes multiples of 32 pixels; for others its operations go with the area.
@@ -306,7 +306,7 @@ def content() -> dict:
         "limit": 100 * LIMIT,
         "size": SIZE,
         "published": ROWS,
-        "encoders": {b: encoder(b)[1]._asdict() for b in ROWS},
+        "encoders": {b: encoder(b, SIZE)[1]._asdict() for b in ROWS},
         "library": {b: of_library(b) for b in ROWS},
         "pairs": {b: pairs(b) for b in ROWS},
         "table8": table8(),
