@@ -47,7 +47,9 @@ class Configuration:
 
     def command(self, seed: int) -> str:
         """The command of one run."""
-        flags = f"--iterations {ITERATIONS} --workers 0 --pictures 0"
+        flags = "--workers 0 --pictures 0"
+        if "--iterations" not in self.flags:
+            flags = f"--iterations {ITERATIONS} {flags}"
         flags += f" {self.flags}" if self.flags else ""
         pairs = " ".join(f"{name} {value}" for name, value in self.options.items())
         options = f" --model-options {pairs}" if pairs else ""
