@@ -2,10 +2,10 @@
 
     python book/results/make_tif_diffusion.py
 
-Takes runs of make_tif_sweeps.py, three seeds each, and trains those that are not there: the network in which all four
-scales attend for themselves, the one with diffusion in place of that at the high scales, and the one with neither. `KEYS`
-says what is kept. Letters as in the decoder: T tasks, n tokens of a scale, scales 0 to 3 from fine to coarse.
-What needs large matrices is measured on the first MEASURED validation scenes. Two minutes, when all is trained.
+Takes runs of make_tif_sweeps.py, and trains those that are not there: the network in which all four scales attend for
+themselves, the one with diffusion in place of that at the high scales, and the one with neither. `KEYS` says what is
+kept. Letters as in the decoder: T tasks, n tokens of a scale, scales 0 to 3 from fine to coarse. What needs large
+matrices is measured on the first MEASURED validation scenes. Two minutes, when all is trained.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import torch
 from make_taskexpert_inside import choose_scenes
 from make_tif_sweeps import ALONE, FULL, SWEEPS
 from record import HERE, record, write
-from sweeps import DATA, Configuration, prepare, run, trained
+from sweeps import DATA, prepare, run, trained
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -31,26 +31,28 @@ from mlore_edu.training.recipe import load_recipe
 from mlore_edu.training.setup import make_validation_set
 
 ALL = SWEEPS["high"]["SFD"]
-SEEDS, SCENES, CHUNK, MEASURED = 3, 3, 10, 20
+SCENES, CHUNK, MEASURED = 3, 10, 20
+NETWORKS = {"all": ALL, "whole": FULL, "alone": ALONE}
+SEEDS = {"all": 1, "whole": 3, "alone": 3}
 SHARES = np.linspace(0, 1, 101)
 EDGES = np.arange(-20, 11)
 TASKS = me.DOLLHOUSE
 KEYS = {
-    "held": "(SEEDS + 1, 4, T, 101) share of a row's weight that the most attended 0, 1 … 100 % of the tokens hold",
-    "counted": "(SEEDS + 1, 4, T, 30) share of the weights whose log2(n·weight) lies between two EDGES",
-    "attended": "(SEEDS + 1, 4, T) effective number of attended tokens, over n",
-    "distance": "(SEEDS + 1, 4, T) mean distance of what is attended to, over that of all tokens",
+    "held": "(RUNS + 1, 4, T, 101) share of a row's weight that the most attended 0, 1 … 100 % of the tokens hold",
+    "counted": "(RUNS + 1, 4, T, 30) share of the weights whose log2(n·weight) lies between two EDGES",
+    "attended": "(RUNS + 1, 4, T) effective number of attended tokens, over n",
+    "distance": "(RUNS + 1, 4, T) mean distance of what is attended to, over that of all tokens",
     "exchanged": "(EXCHANGES, 2, T) losses after the weights of scale 0 or 1 were exchanged; all scales attend",
-    "diffused": "(SEEDS, DIFFUSED, T) losses after the affinities that are diffused were exchanged; the whole network",
+    "diffused": "(3, DIFFUSED, T) losses after the affinities that are diffused were exchanged; the whole network",
     "apart": "(CANDIDATES, 2, T) bits from the own weights of scale 0 and 1, at scale 2's size, to candidates for them",
     "image": "(SCENES, 64, 64, 3) bytes",
     "semseg": "(SCENES, 64, 64) labels, bytes",
     "all_q0 … whole_k3": "int8 (SCENES, T, C, h, w) queries and keys of the network with all scales and of the whole one",
-    "right": "(2, SEEDS, 100) share of each scene's pixels whose class is right, without and with diffusion",
+    "right": "(2, 3, 100) share of each scene's pixels whose class is right, without and with diffusion",
     "shown": "(3,) scenes of seed 0 with the largest, the middle and the smallest gain by diffusion",
     "shown_image": "(3, 64, 64, 3) bytes",
     "shown_maps": "(3, 3, 64, 64) label, without, with diffusion: classes, bytes",
-}  # the first axis of held to distance: three seeds, then a network before training
+}  # the first axis of held to distance: seeds of the network with all scales, then one before training
 
 
 class Weights:
@@ -323,7 +325,7 @@ def with_and_without(
     ]
     right = np.array(
         [[share for _, share in seeds] for seeds in both]
-    )  # (2, SEEDS, 100)
+    )  # (2, 3, 100)
     order = (right[1, 0] - right[0, 0]).argsort(kind="stable")
     shown = order[[-1, len(order) // 2, 0]]
     maps = [samples["semseg"][shown], *(seeds[0][0][shown] for seeds in both)]
@@ -341,20 +343,18 @@ def pictures(samples: dict[str, Tensor], chosen: list[int]) -> np.ndarray:
     )
 
 
-def networks_of(configuration: Configuration) -> list[nn.Module]:
+def networks_of(name: str) -> list[nn.Module]:
     """Its trained networks, one a seed."""
-    for seed in range(SEEDS):
+    configuration, seeds = NETWORKS[name], range(SEEDS[name])
+    for seed in seeds:
         if not (configuration.folder(seed) / "metrics.json").exists():
             run(configuration, seed)
-    return [trained(configuration, seed) for seed in range(SEEDS)]
+    return [trained(configuration, seed) for seed in seeds]
 
 
 def everything() -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """All that is kept, and the steps of what is kept as bytes."""
-    networks = {
-        name: networks_of(c)
-        for name, c in {"all": ALL, "whole": FULL, "alone": ALONE}.items()
-    }
+    networks = {name: networks_of(name) for name in NETWORKS}
     validation = make_validation_set(load_recipe(ALL.folder(0)))
     samples = next(iter(make_loader(validation, len(validation), train=False)))
     some = {name: samples[name][:MEASURED] for name in ("image", *TASKS.names)}
@@ -393,8 +393,8 @@ def main() -> None:
         },
     )
     runs = {
-        c.key: [c.command(seed) for seed in range(SEEDS)]
-        for c in (ALL, FULL, ALONE)
+        name: [f"mlore-edu {c.command(seed)}" for seed in range(SEEDS[name])]
+        for name, c in NETWORKS.items()
     }
     made = record(ALL.folder(0))
     told = {
@@ -403,11 +403,7 @@ def main() -> None:
         "commit_of_the_runs": made["commit"],
         **{key: made[key] for key in ("hardware", "versions")},
         "data_command": f"mlore-edu {DATA}",
-        "runs": {
-            key: [f"mlore-edu {command}" for command in commands]
-            for key, commands in runs.items()
-        },
-        "seeds": SEEDS,
+        "runs": runs,
         "edges": EDGES.tolist(),
         "exchanges": list(EXCHANGES),
         "diffused": list(DIFFUSED),
