@@ -130,12 +130,17 @@ def naive_diffusion(module: LowToHighDiffusion, x: Tensor, matrices: Tensor, low
     return torch.stack(out)
 
 
+def naive_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """BatchNorm in evaluation mode of a map ``(C, H, W)``."""
+    mean, var, weight, bias = (p[:, None, None] for p in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
+    return (x - mean) / (var + norm.eps).sqrt() * weight + bias
+
+
 def naive_fusion(module: ScaleAttentiveFusion, scales: list[Tensor]) -> Tensor:
     """Eqs. 2 to 5 in evaluation mode for one sample's scales ``(C_i, H_i, W_i)``."""
     conv, norm = module.reduce
     own = convolve(scales[module.scale], conv.weight, None)
-    own = (own - norm.running_mean[:, None, None]) / (norm.running_var[:, None, None] + norm.eps).sqrt()
-    own = own * norm.weight[:, None, None] + norm.bias[:, None, None]
+    own = naive_norm(norm, own)
     if not module.fused:
         return own
     size, others = own.shape[1:], []
@@ -146,7 +151,12 @@ def naive_fusion(module: ScaleAttentiveFusion, scales: list[Tensor]) -> Tensor:
         elif index > module.scale:
             others.append(as_map(enlargement(scale.shape[1:], size) @ tokens(scale), own))
     aligned = convolve(torch.cat(others), module.gather.weight, module.gather.bias)  # Eq. 2
-    hidden = convolve(torch.cat([own, aligned]), module.fuse[0].weight, module.fuse[0].bias).clamp_min(0)
+    if isinstance(module.norm, nn.BatchNorm2d):
+        aligned = naive_norm(module.norm, aligned)
+    hidden = convolve(torch.cat([own, aligned]), module.fuse[0].weight, module.fuse[0].bias)
+    if isinstance(module.fuse[1], nn.Sequential):
+        hidden = naive_norm(module.fuse[1][0], hidden)
+    hidden = hidden.clamp_min(0)
     fused = convolve(hidden, module.fuse[2].weight, module.fuse[2].bias) + own  # Eq. 3
     pairs = zip(fused, module.spatial.weight, module.spatial.bias)
     spatial = torch.cat([convolve(c[None], w[None], b[None]) for c, w, b in pairs]).clamp_min(0)  # Eq. 4
@@ -186,9 +196,9 @@ def random(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("scale", range(4))
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_fused_scale_is_what_equations_2_to_5_say(scale: int, fused: bool) -> None:
-    module = randomised(ScaleAttentiveFusion(SHAPES, scale, 4, fused))
+@pytest.mark.parametrize(("fused", "norm"), [(True, False), (True, True), (False, False)])
+def test_a_fused_scale_is_what_equations_2_to_5_say(scale: int, fused: bool, norm: bool) -> None:
+    module = randomised(ScaleAttentiveFusion(SHAPES, scale, 4, fused, norm))
     scales = [random(2, *shape) for shape in SHAPES]
     naive = torch.stack([naive_fusion(module, [s[b] for s in scales]) for b in range(2)])
     wanted = [*(scales if fused else [scales[scale]]), *module.parameters()]

@@ -115,6 +115,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"distilled_scales": 4, "diffusion": "none"},
     {"fused_scales": 2},
     {"fused_scales": 0},
+    {"fusion_norm": True},
     {"key_maps": 1},
     {"query": "first"},
     {"scaled": False},
@@ -179,6 +180,7 @@ REFUSALS: dict[str, dict[str, Any]] = {
     r"distillation is 'both'; choose one of self, cross\.": {"distillation": "both"},
     r"query is 0; choose one of own, first\.": {"query": 0},
     r"scaled is 1; give True or False\.": {"scaled": 1},
+    r"fusion_norm is 'yes'; give True or False\.": {"fusion_norm": "yes"},
     r"With distilled_scales=0 there is nothing to diffuse; give diffusion='none' too\.": {"distilled_scales": 0},
     r"With distilled_scales=4 there is nothing to diffuse; give diffusion='none' too\.": {"distilled_scales": 4},
 }

@@ -42,9 +42,14 @@ class ScaleAttentiveFusion(nn.Module):
         Width of what comes out.
     fused
         False: the scale is only brought to its width (Table 9, W/O SAFF).
+    norm
+        Whether what the others say is normalised, and the hidden layer that hears it. The paper names one BatchNorm
+        only, that of the scale itself; chapter 12 shows what becomes of the others without.
     """
 
-    def __init__(self, shapes: Sequence[MapShape], scale: int, channels: int, fused: bool = True) -> None:
+    def __init__(
+        self, shapes: Sequence[MapShape], scale: int, channels: int, fused: bool = True, norm: bool = False
+    ) -> None:
         super().__init__()
         own, others = shapes[scale].channels, sum(shape.channels for shape in shapes) - shapes[scale].channels
         self.scale, self.fused = scale, fused
@@ -52,8 +57,11 @@ class ScaleAttentiveFusion(nn.Module):
         if not fused:
             return
         self.gather = nn.Conv2d(others, channels, 1)  # W_i
+        self.norm = nn.BatchNorm2d(channels) if norm else nn.Identity()
         self.fuse = nn.Sequential(
-            nn.Conv2d(2 * channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)
+            nn.Conv2d(2 * channels, channels, 3, padding=1),
+            nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU()) if norm else nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
         )
         self.spatial = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.mix = nn.Conv2d(channels, channels, 1)
@@ -62,7 +70,7 @@ class ScaleAttentiveFusion(nn.Module):
         """Y^i: the three other scales at the size of this one, narrowed to its width (Eq. 2); ``(B, C, H, W)``."""
         size = cast(tuple[int, int], scales[self.scale].shape[-2:])
         others = [align(scale, size) for index, scale in enumerate(scales) if index != self.scale]
-        return cast(Tensor, self.gather(torch.cat(others, dim=1)))  # (B, C, H, W)
+        return cast(Tensor, self.norm(self.gather(torch.cat(others, dim=1))))  # (B, C, H, W)
 
     def forward(self, scales: Sequence[Tensor]) -> Tensor:
         """Turn four scales ``(B, C_j, H_j, W_j)`` into the enriched one ``(B, C, H, W)``."""
@@ -296,6 +304,8 @@ class TIFDecoder(nn.Module):
         Width C of the scales 0 and 1, and of 2 and 3; D where not given. The paper names none.
     fused_scales
         How many of the scales have SAFF, counted from the lowest (Table 9: 0, 2, 4).
+    fusion_norm
+        Whether SAFF has more BatchNorms than the paper's one, see :class:`ScaleAttentiveFusion`.
     distilled_scales
         How many have SFD, counted from the lowest (Table 7: 1, 2). With 4 the high scales attend for themselves,
         which the paper avoids for its cost.
@@ -325,6 +335,7 @@ class TIFDecoder(nn.Module):
         high_width: int | None = None,
         low_width: int | None = None,
         fused_scales: int = 4,
+        fusion_norm: bool = False,
         distilled_scales: int = 2,
         diffusion: Diffusion = "gather",
         distillation: Distillation = "self",
@@ -338,7 +349,7 @@ class TIFDecoder(nn.Module):
         high, low = (channels if width is None else width for width in (high_width, low_width))
         key_maps = count if key_maps is None else key_maps
         check_whole(1, high_width=high, low_width=low, key_maps=key_maps, ffn_ratio=ffn_ratio)
-        check_switches(scaled=scaled)
+        check_switches(scaled=scaled, fusion_norm=fusion_norm)
         check_choice("distillation", distillation, get_args(Distillation))
         check_choice("query", query, get_args(Query))
         check_choice("diffusion", diffusion, get_args(Diffusion))
@@ -347,7 +358,8 @@ class TIFDecoder(nn.Module):
         self.pyramid = SimpleFeaturePyramid(maps)
         widths, shapes = [high, high, low, low], self.pyramid.shapes
         self.fusions = nn.ModuleList(
-            ScaleAttentiveFusion(shapes, scale, width, 4 - scale <= fused_scales) for scale, width in enumerate(widths)
+            ScaleAttentiveFusion(shapes, scale, width, 4 - scale <= fused_scales, fusion_norm)
+            for scale, width in enumerate(widths)
         )
         self.to_tasks = nn.ModuleList(_conv_norm_relu(count, width, width) for width in widths)
         settings: dict[str, Any] = {"key_maps": key_maps, "distillation": distillation, "query": query}
