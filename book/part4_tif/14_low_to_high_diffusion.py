@@ -199,9 +199,7 @@ print(f"scale 0 against scale 3: {tokens:.0f} times the tokens,"
 # attend, and for one before training.
 
 # %%
-held = inside[
-    "held"
-]  # (runs + 1, 4, T, 101): most attended 0, 1, … 100 % of tokens
+held = inside["held"]  # (runs + 1, 4, T, 101): by the top 0, 1, … 100 %
 edges = np.array(told["edges"][:-1])  # lower ends of the bins of log2(n · weight)
 counted = inside["counted"]  # (runs + 1, 4, T, 30)
 rows = {
@@ -436,8 +434,10 @@ for name, result in by_hand.items():
 #
 # ```{math}
 # :label: eq-14-fuse
-# \mathbf{RX}^0 = \operatorname{FeatureFuse}(\operatorname{FFN}(\mathbf{R}),\, \hat{\mathbf{X}}^0), \qquad
-# \mathbf{FX} = \operatorname{FeatureFuse}(\mathbf{RX}^0, \mathbf{RX}^1, \mathbf{RX}^2, \mathbf{RX}^3) .
+# \begin{aligned}
+# \mathbf{RX}^0 &= \operatorname{FeatureFuse}(\operatorname{FFN}(\mathbf{R}),\, \hat{\mathbf{X}}^0), \\
+# \mathbf{FX} &= \operatorname{FeatureFuse}(\mathbf{RX}^0, \mathbf{RX}^1, \mathbf{RX}^2, \mathbf{RX}^3) .
+# \end{aligned}
 # ```
 #
 # These are Eqs. 13 and 14. "Convolutional layers followed by Batch Normalization" is all that the paper says of FeatureFuse. We enlarge
@@ -600,7 +600,7 @@ for what in ("macs", "seconds", "memory"):
     neither, *both = (measured("high scales", form, what) for form in forms)
     extra = [value / neither - 1 for value in both]
     print(
-        f"{what:8} diffusion {100 * extra[0]:+5.0f} %, attention {100 * extra[1]:+5.0f} %"
+        f"{what:8} diffusion {100 * extra[0]:+.0f} %, attention {100 * extra[1]:+.0f} %"
     )
 stored_less = measured("Eqs. 11 and 12", "matrix", "memory") / measured(
     "Eqs. 11 and 12", "factors", "memory"
@@ -873,7 +873,12 @@ print("features and gradients agree")
 # are recomputed here; the accuracies would take 50,000 steps on data that do not come with the book, and are marked as not run.
 
 # %%
-built = {"HRNet18": "hrnet18", "Swin-T": "swin_tiny", "Swin-L": "swin_large", "ViT-B": "vit_base"}  # fmt: skip
+built = {
+    "HRNet18": "hrnet18",
+    "Swin-T": "swin_tiny",
+    "Swin-L": "swin_large",
+    "ViT-B": "vit_base",
+}
 ours = {"Swin-T": counts["LTHD"]}
 for backbone in built.keys() - ours.keys():
     ours[backbone] = me.count(build(built[backbone]), (448, 576))
@@ -1046,22 +1051,23 @@ its = {
     row: key for row, key in record["sweeps"]["table6"].items() if key in results
 }
 steps = [*pairwise(its), (next(iter(its)), [*its][-1])]
-print(f"{'Δm in %':36} paper   ours")
+print(f"{'Δm in %':35}paper   ours")
 for before, after in steps:
     value, half = difference(its[after], its[before])
     claimed = paper[after] - paper[before]
     said = verdict(value, half, claimed)
-    print(f"{before + ' → ' + after:36}{claimed:+6.2f}   {value:+5.1f} ± {half:.1f}   {said}")  # fmt: skip
+    step, cell = f"{before} → {after}", f"{value:+5.1f} ± {half:.1f}"
+    print(f"{step:34}{claimed:+6.2f}   {cell}   {said}")
 
 # %%
-print(f"{'the same, task by task':30}", *(f"{task.name[:8]:>9}" for task in tasks))
-for before, after in steps:
+print(f"{'task by task':14}", *(f"{task.name[:7]:>8}" for task in tasks))
+for name, (before, after) in zip(("+ SAFF", "+ SFD", "+ LTHD", "all three"), steps):
     cells = []
     for task in tasks:
         value, half = difference(its[after], its[before], task.name)
-        sign = -1 if task.lower_is_better else 1
-        cells.append("=" if abs(value) <= half else "better" if value * sign > 0 else "worse")  # fmt: skip
-    print(f"{before + ' → ' + after:31}", *(f"{cell:>9}" for cell in cells))
+        better = (value < 0) == task.lower_is_better
+        cells.append("=" if abs(value) <= half else "better" if better else "worse")
+    print(f"{name:14}", *(f"{cell:>8}" for cell in cells))
 
 # %% [markdown]
 # <!-- VERDICT Table 6: if the step to the full model supports, say by which module; if noise, say that three seeds cannot see 1 %. -->
@@ -1131,7 +1137,7 @@ for question, words in questions.items():
 print("low width of Swin-T by Table 8:", *searched["table8"]["widths"])
 
 # %% [markdown]
-# With one width for all scales nothing fits, whatever the boxes hold. With two widths, many hundreds of structures do. One of them is pinned a little more, by Table 8: across
+# With one width for all scales nothing fits, whatever the boxes hold. With two widths, many hundreds of structures do. One width is pinned as well, by Table 8: across
 # tasks each task has one key map, by itself $N = 4$, and the difference of 0.22 M parameters is $2 \cdot 4 \cdot 3\, C^2$ for
 # two scales, four tasks and three maps more. Only $C = 96$ gives it. What stays open is how a model divides its size between the scales:
 
@@ -1165,7 +1171,7 @@ for backbone, its in searched["library"].items():
 # | | baseline | MLoRE | TaskExpert | TIF |
 # |---|---|---|---|---|
 # | stands on | four maps of the backbone | four maps | every layer | four scales |
-# # | shared by all tasks behind it | nothing | experts, generic path | experts | SAFF |
+# | shared by all tasks behind it | nothing | experts, generic path | experts | SAFF |
 # | a task's own | a 1 × 1 convolution a map | projection, router, expert, BatchNorm | gates, momenta | everything after SAFF |
 # | tasks meet | in the backbone | in the weights of the experts, each with a feature of its own | in the experts' answers, which all read | in the backbone and SAFF |
 # | looks at the image as a whole | no | router, for gates | no (7 × 7 tokens) | attention, at two scales |
@@ -1220,7 +1226,7 @@ for y, (label, (file, key)) in enumerate(files.items()):
     axis.plot(values, [y] * len(values), "o", ms=4, alpha=0.45, color=colour)
     axis.errorbar(mean(values), y, xerr=half, fmt="|", ms=10, mew=2, capsize=3, color=colour)  # fmt: skip
 axis.set(xlabel="Δm (%)", yticks=range(len(files)), yticklabels=files)
-axis.set_ylim(len(files) - 0.5, -0.5)
+_ = axis.set_ylim(len(files) - 0.5, -0.5)
 
 # %%
 for label, (value, half, size, seeds) in summary.items():
@@ -1384,7 +1390,7 @@ _ = ch14.check_wanted(wanted)
 # - With weights on its left a value is gathered, on its right scattered, and a constant map is constant no longer.
 # - LTHD costs a fourteenth of attention at the high scales, most of it in a convolution. What it lends is not what the fine scales would find by themselves, and
 #   our trained network uses it as a mean over the image.
-# - Thousands of networks have TIF's printed size once two widths are free; one number, in Table 8, pins one of them.
+# - More than a thousand structures have TIF's printed sizes once two widths are free, and none with one; a number in Table 8 pins one of the widths.
 # - Four decoders, one design question: how much to share, and where tasks may meet. None of them lets a task read another's feature.
 #
 # You can now build, size, train and question all three papers' networks, and say of each what is printed, what is measured and what was chosen. What is left
