@@ -25,6 +25,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
+# %%
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -88,6 +89,7 @@ kinds = [
     for label in validation["semseg"]
 ]
 chosen = int((torch.tensor(kinds) * (people > 80)).argmax())
+# %%
 image = to_rgb("image", denormalise(validation["image"][chosen]))
 with torch.no_grad():
     maps = model.backbone(validation["image"])
@@ -310,6 +312,7 @@ def as_rows(*maps):
     return F.pad(rows, (0, 1), value=1.0)  # (B·32·32, C + 1)
 
 
+# %%
 def wanted(batch):
     labels = batch["semseg"].clamp(max=CLASSES)  # what is ignored gets a class too
     classes = F.one_hot(labels, CLASSES + 1)[
@@ -376,8 +379,8 @@ for axis in axes.flat:
     axis.spines[:].set(color="0.8")
 
 # %% [markdown]
-# *Where* falls from scale to scale, as it must. *What* does not simply rise: it is best in the middle, since even a correct class is of little use
-# if it is smeared over four pixels. But no scale by itself comes near what all four say together. This is the case for fusing
+# *Where* falls from scale to scale, as it must. *What* does not simply rise: it is best in the middle, since a class that is right but smeared over a large
+# square is wrong at its rim. But no scale by itself comes near what all four say together. This is the case for fusing
 # them, and it needs no trained decoder to be made.
 
 # %%
@@ -397,6 +400,9 @@ assert found["scale 0"][1] > found["scale 1"][1] > found["scale 3"][1]
 # :label: eq-12-align
 # \mathbf{Y}^i = \mathbf{W}_i \, \operatorname{cat}\big\{ \mathcal{P}_{h_i \times w_i}(\mathbf{X}^j) \big\}_{j \neq i} .
 # ```
+#
+# Feature pyramid networks {cite}`lin2017feature` hand what the coarse maps know down to the finer ones, a step at a time, and HRNet's branches exchange
+# what they have while they compute. SAFF does it once, at the end, from every scale to every other.
 #
 # $\mathcal{P}$ is said to change the scale, and no more. Here a smaller map is *enlarged bilinearly* and a larger one *reduced by
 # averaging*: `align` in `mlore_edu/decoders/pyramid.py`. Four scales at four sizes make sixteen maps.
@@ -444,6 +450,7 @@ def weights_of(reduce, side):
     return torch.autograd.grad(tokens.sum(), pixels)[0][0, 0]  # (32, 32)
 
 
+# %%
 for side in (16, 8, 4):
     shares = [(weights_of(f, side) > 0).float().mean() for f in (align, bilinear)]
     print(f"32 → {side:2}: averaging reads {100 * shares[0]:.0f} %"
@@ -481,8 +488,10 @@ _ = axes[2].legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
 # %%
 torch.testing.assert_close(align(X[0], (16, 16)), bilinear(X[0], (16, 16)))
+# %%
 steps = bilinear(bilinear(bilinear(X[0], (16, 16)), (8, 8)), (4, 4))
 torch.testing.assert_close(align(X[0], (4, 4)), steps, rtol=1e-4, atol=1e-5)
+# %%
 spotted = X[0].clone()
 spotted[..., ::8, ::8] += 100  # one pixel of every 64
 assert torch.equal(bilinear(spotted, (4, 4)), bilinear(X[0], (4, 4)))
@@ -532,11 +541,13 @@ ways = {
 }
 
 
+# %%
 def macs(i, way):
     others = [j for j in range(4) if j != i]
     return widths[i] * sum(way(i, j) * shapes[j].channels for j in others)
 
 
+# %%
 print("10⁶ MACs of W_i ", *(f"{name:>20}" for name in ways))
 for i in range(4):
     print(
@@ -581,6 +592,7 @@ for name, whole in (("SAFF", saff), ("TIF", cost.macs)):
 from mlore_edu.decoders.base import MapShape
 from mlore_edu.decoders.tif import ScaleAttentiveFusion
 
+# %%
 torch.manual_seed(0)
 sizes = [
     MapShape(6, 16, 24),
@@ -603,6 +615,7 @@ def conv(maps, layer):
     return F.conv2d(maps, layer.weight, layer.bias, **options)
 
 
+# %%
 def fused(i, scales, its):
     others = [align(scales[j], scales[i].shape[-2:]) for j in range(4) if j != i]
     Y = conv(torch.cat(others, dim=1), its.gather)  # (B, C, h_i, w_i), Eq. 2
@@ -637,7 +650,7 @@ for i, its in enumerate(module):
 # | normalisation | LayerNorm before each mixer | BatchNorm in $\mathbf{XL}^i$ only |
 #
 # A depthwise and then a 1 × 1 convolution are known as *depthwise separable* {cite}`howard2017mobilenets`: $9C + C^2$ products a token instead of the $9C^2$ of a full 3 × 3
-# convolution. With $C$ near a hundred that is a ninth. And yet it saves nothing here, for right before it stand two full convolutions
+# convolution. With $C$ near a hundred that is a ninth. And yet it saves little here, for right before it stand two full convolutions
 # with $18C^2$ and $9C^2$.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-cost", "caption": "What SAFF holds and what it costs, with Swin-T at 448 × 576, scale by scale and part by part."}, "image": {"alt": "Two panels with four horizontal stacked bars each. Left, parameters: the four bars are nearly equally long. Right, multiply-accumulates: the bar of scale 0 is four times as long as that of scale 1, and the last two can hardly be seen. In all bars SFF is the largest part, and alignment the second."}}
@@ -678,7 +691,7 @@ print(f"and scale 0 is {100 * fusions['decoder.fusions.0'] / total:.0f} % of SAF
 # %% [markdown]
 # ## What the fused map adds
 #
-# Three ways to look at a trained fusion: its pictures, how far a token sees, and what can be read from it.
+# Four ways to look at a trained fusion: its pictures, how far a token sees, what can be read from it, and what the tasks lose without it.
 #
 # Choose a scene and compare what goes into the fusion with what comes out. $\mathbf{XL}^i$ is the target's own map, $\mathbf{Y}^i$ what
 # the three others have to say at its size, and $\hat{\mathbf{X}}^i$ the fused map.
@@ -744,6 +757,7 @@ def field_of(feature_maps, images):
     return gradient.abs().sum(dim=1).mean(dim=0)  # (64, 64)
 
 
+# %%
 sample = validation["image"][:12]
 before = [
     field_of(lambda s, its=its: its.reduce(s[its.scale]), sample) for its in fusion
@@ -839,6 +853,7 @@ def step(before, after, place, score):
     return f"{mean(changes):+5.1f} ({min(changes):+.1f} to {max(changes):+.1f})"
 
 
+# %%
 for score, place_ in (("edge", 0), ("semseg", 0), ("semseg", 3), ("semseg", 4)):
     where = f"scale {place_}" if place_ < 4 else "all four"
     print(f"{score:7}{where:9}", "XL → Y beside it", step("XL", "XL, Y", place_, score),
@@ -846,25 +861,29 @@ for score, place_ in (("edge", 0), ("semseg", 0), ("semseg", 3), ("semseg", 4)):
 
 # %% [markdown]
 # There is something to be gained: where $\mathbf{Y}^i$ stands *beside* the scale's own map, the classes are read better at every
-# scale, because the others know what this one does not. After the fusion that gain is hardly there. What *is* there is boundaries, at scale 0, and
-# many of them. Do they come from the other scales? The step in the middle tells. $\mathbf{SFX}^0$ is where the scales meet (Eq. 3), and what follows
-# is a filter of nine neighbours and a ReLU, within one scale (Eqs. 4 and 5):
+# scale, because the others know what this one does not. (The two together are twice as wide, so this is what there is, and not what one map
+# could keep.) After the fusion no single scale has that gain. The four fused maps together do hold about two points more than the four they came
+# from, in each of the networks. But a network that never had SAFF has as much in its own four:
 
 # %%
-for name, kind in (
-    ("XL", "XL"),
-    ("SFX, after Eq. 3", "SFX"),
-    ("fused, after Eq. 5", "fused"),
-):
-    values = readings(with_saff, kind, 0, "edge")
-    print(f"{name:20} boundaries at scale 0: {mean(values):.0f} %")
-meeting = step("XL", "SFX", 0, "edge")
-local = step("SFX", "fused", 0, "edge")
-print(f"where the scales meet {meeting}, within the scale {local}")
+for name in ("fused", "XL of a network without SAFF"):
+    runs, kind, _, _ = kinds_of_map[name]
+    what, where = (readings(runs, kind, 4, score) for score in ("semseg", "edge"))
+    print(f"{name:30} all four: what {mean(what):.0f} %, where {mean(where):.0f} %")
 
 # %% [markdown]
-# A boundary is a difference between neighbours, and a depthwise convolution with a ReLU is the natural way to make one explicit. It needs no
-# second scale for that.
+# And the boundaries, which stand out so well in the fused map of {numref}`fig-12-fused`? Network by network, where the scales meet (SFX, Eq. 3) and
+# behind the filter of nine neighbours that follows within the scale (Eqs. 4 and 5):
+
+# %%
+print("boundaries at scale 0, by network")
+for kind in ("XL", "SFX", "fused"):
+    values = readings(with_saff, kind, 0, "edge")
+    print(f"{kind:6}", *(f"{value:5.0f} %" for value in values))
+
+# %% [markdown]
+# The jump belongs to the network of the picture and to no other, and most of it happens in the filter, which sees one scale only. A picture shows one
+# network, and one network is an anecdote.
 #
 # ### What do the tasks lose without it?
 #
@@ -874,58 +893,66 @@ print(f"where the scales meet {meeting}, within the scale {local}")
 
 # %%
 def growth(part):
-    """Loss over the loss with nothing replaced: (T, 5), mean over the networks."""
-    ratios = [
+    """Loss over the loss with nothing replaced: (networks, T, 5)."""
+    return np.array([
         [[place[name] / run["losses"]["nothing"][0][name] for place in run["losses"][part]]
          for name in tasks.names]
         for run in with_saff
-    ]  # fmt: skip
-    return np.array(ratios).mean(axis=0)
+    ])  # fmt: skip
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-silenced", "caption": "The loss of every task, as a multiple of what it is, when one scale's map is replaced by its mean: left what the other scales bring to it, right its own. Mean over the networks with SAFF."}, "image": {"alt": "Two tables of six tasks by five columns, scale 0 to 3 and all. In the left one nearly every number is 1.0. In the right one they are large, up to many times the loss for scale 0 and for all, and between 1 and 5 for the other scales."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-silenced", "caption": "The loss of every task, as a multiple of what it is, when one scale's map is replaced by its mean: left what the other scales bring to it, right its own. Mean over the networks with SAFF."}, "image": {"alt": "Two tables of six tasks by five columns, scale 0 to 3 and all. In the left one the numbers are 1.00 or next to it at the scales 0 to 2, and up to 1.2 at scale 3 and for all. In the right one they are large: many times the loss at scale 0 and for all, between 1 and 3 at the other scales."}}
+places = (*(f"scale {i}" for i in range(4)), "all")
+
+
 def task_table(axis, values, title):
     axis.imshow(np.log2(values), cmap="Blues", aspect="auto", vmin=0, vmax=5)
-    axis.set_xticks(
-        range(5), [*(f"scale {i}" for i in range(4)), "all"], fontsize=8
-    )
+    axis.set_xticks(range(5), places, fontsize=8)
     axis.set_yticks(range(T), [task.title for task in tasks], fontsize=8)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     for (y, x), value in np.ndenumerate(values):
-        text = (
-            f"{value:.2f}"
-            if value < 1.95
-            else f"{value:.1f}"
-            if value < 9.95
-            else f"{value:.0f}"
-        )
+        digits = 2 if value < 1.95 else 1 if value < 9.95 else 0
         colour = "white" if value > 8 else "black"
-        axis.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
+        axis.text(
+            x,
+            y,
+            f"{value:.{digits}f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color=colour,
+        )
     axis.set_title(title)
 
 
 figure, axes = plt.subplots(1, 2, figsize=(7.5, 2.3), sharey=True)
-task_table(axes[0], growth("Y"), "without the others (Y)")
-task_table(axes[1], growth("XL"), "without its own (XL)")
+task_table(axes[0], growth("Y").mean(axis=0), "without the others (Y)")
+task_table(axes[1], growth("XL").mean(axis=0), "without its own (XL)")
 
 # %%
-others, own = growth("Y")[:, -1], growth("XL")[:, -1]
-print(f"without any Y the losses grow by {100 * (others.min() - 1):.0f}"
-      f" to {100 * (others.max() - 1):.0f} %")  # fmt: skip
-print(f"without any XL they grow {own.min():.0f} to {own.max():.0f} times")
+print("largest growth of a loss without Y, by network")
+for i, place_ in enumerate(places):
+    most = 100 * (growth("Y")[:, :, i].max(axis=1) - 1)  # (networks,)
+    print(f"{place_:8}", *(f"{value:4.0f} %" for value in most))
+# %%
 losses = [
     list(run["losses"]["nothing"][0].values()) for run in with_saff
-]  # (runs, T)
+]  # (networks, T)
 spread = np.max(losses, axis=0) / np.min(losses, axis=0) - 1  # (T,)
-print(
-    f"between seeds they differ by {100 * spread.min():.0f} to {100 * spread.max():.0f} %"
-)
+print(f"between seeds the losses differ by {100 * spread.min():.0f}"
+      f" to {100 * spread.max():.0f} %")  # fmt: skip
 
 # %% [markdown]
-# The trained network hardly listens. All that the scales tell each other through SAFF is worth less than the difference between two
-# seeds. That is not what one expects of a module with this purpose, so let us look at the place where they meet.
-#
+# The three finer scales hardly listen. What the others bring to them is worth less than the difference between two seeds, in each network. The one that
+# listens, in two networks of three, is the coarsest, which has the least to say of its own: what it hears is worth up to half of a loss. So where
+# information flows at all, it flows down, from fine to coarse; the high scales, for whose sake one would build such a module, go without.
+
+# %%
+assert growth("Y")[:, :, :3].max() < 1.05
+assert (growth("Y")[:, :, 3].max(axis=1) > 1.1).sum() == 2
+
+# %% [markdown]
 # ### Which units speak?
 #
 # SFF is a hidden layer: a convolution, a ReLU, a convolution. A hidden unit whose ReLU is never open passes nothing on, and gets no
@@ -948,10 +975,13 @@ for i in range(4):
     print(f"scale {i}: of {size} units, all but never open:", *closed)
 
 # %% [markdown]
-# Most of the hidden layer is closed, nearly all of it at scale 1. The residual of Eq. 3 hides it well: a network whose SFF has fallen silent still has
-# $\mathbf{XL}^i$, and trains on. That units die behind a ReLU is an old acquaintance of training with large steps, and norms are the usual
-# remedy. But the equations give a BatchNorm to $\mathbf{XL}^i$ and to nothing else. Here is how loud the two halves of SFF's input are in a
-# network that was not trained yet (the standard deviation of a channel):
+# The networks differ. In the first, the one of our pictures, most of the hidden layer is closed, nearly all of it at scale 1. The residual of Eq. 3
+# hides it well: a network whose SFF has fallen silent still has $\mathbf{XL}^i$, and trains on. That units die behind a ReLU is an old acquaintance of
+# training with large steps. In the other two most units are open, and yet their finer scales do not listen either. So closed units are one
+# way to lose the others, and not the only one.
+#
+# The equations suggest a further reason. They give a BatchNorm to $\mathbf{XL}^i$ and to nothing else. Here is how loud the two halves of
+# SFF's input are in a network that was not trained yet (the standard deviation of a channel):
 
 # %%
 torch.manual_seed(0)
@@ -965,8 +995,8 @@ with torch.no_grad():
         assert loud[1] < 0.5 * loud[0]
 
 # %% [markdown]
-# So the others begin with a low voice, and the units that should listen close during training. Whether the one causes the other these
-# numbers do not say. A backbone that was trained before gives louder maps, and 50 thousand steps are more than 300, so that in the authors' networks it may well be
+# The others begin with a low voice, and a network that reaches its answers without them has little reason to turn it up. Whether that is the cause these numbers do
+# not say. The authors' backbones were trained before, and 50 thousand steps are more than 300, so that in their networks it may well be
 # different. A BatchNorm after $\mathbf{W}_i$ and inside SFF would be the first thing to try. The paper mentions none, and this book builds
 # what it says. But keep the picture in mind for the tables.
 #
@@ -988,6 +1018,7 @@ def better_by(task, before, after):
     return f"{value:+.4f}" if task.name == "depth" else f"{value:+.2f}"
 
 
+# %%
 nyud = me.NYUD_V2
 baseline, *fused_rows = table9.rows
 right = baseline | {"edge": 75.15}  # see below
@@ -1060,6 +1091,7 @@ single = {
     name: mean(run["metrics"][name] for run in alone if run["tasks"] == [name])
     for name in tasks.names
 }
+# %%
 results = {}
 for run in sweeps["runs"]:
     if set(run["metrics"]) >= set(tasks.names):  # some runs learn fewer tasks
@@ -1082,6 +1114,7 @@ def pooled(metric="delta_m"):
     return math.sqrt(squares / max(freedom, 1)), max(freedom, 1)
 
 
+# %%
 def difference(key, other, metric="delta_m"):
     """Of the means of two configurations, and half of its 95 % interval."""
     a, b = ([run[metric] for run in results[k]] for k in (key, other))
@@ -1135,6 +1168,7 @@ def verdict(value, half, claimed):
     return "supports" if value * claimed > 0 else "contradicts"
 
 
+# %%
 steps_of = {
     "table9": (*pairwise(rows9), ("W/O SAFF", "W/4 SAFF")),
     "table6": (("none", "SAFF"),),
@@ -1190,15 +1224,15 @@ for table, (a, b) in (
 # %% [markdown]
 # <!-- VERDICT: which tasks move, and whether as in the paper (semseg and boundaries up, normals down) -->
 #
-# Whatever stands there was trained with a fusion that, as we saw, is mostly silent. Rows that differ in SAFF differ in
-# the filter of Eqs. 4 and 5, in the number of layers, and in the noise of their seeds, but hardly in what the scales tell each other. Of that, which is the idea of the
-# module, these rows say next to nothing. We would not know it, had we not looked inside.
+# Whatever stands there, it says little about fusing into the high scales, since in our networks these make next to nothing of what they are offered. Rows that
+# differ in SAFF differ in the filter of Eqs. 4 and 5, in the number of layers, in what scale 3 hears, and in the noise of their
+# seeds. We would not know it, had we not looked inside.
 #
 # ## What the paper leaves open
 #
 # | Open | Here | Why |
 # |---|---|---|
-# | how a plain ViT feeds four scales | simple feature pyramid, the third map keeps its size | the usual answer; no count can tell, since only one model is a ViT |
+# | how a plain ViT feeds four scales | simple feature pyramid, the third map keeps its size | the usual answer |
 # | $\mathcal{P}$: how maps are resized | bilinear to enlarge, averages to reduce | averages read every pixel |
 # | $\mathbf{W}_i$ | 1 × 1 convolution with bias, after resizing | order of Eq. 2 |
 # | the width $C$ of $\mathbf{XL}^i$ and $\hat{\mathbf{X}}^i$ | `high_width` and `low_width`, a preset for each backbone | from the printed parameters and FLOPs ([chapter 14](14_low_to_high_diffusion.ipynb)) |
@@ -1352,9 +1386,9 @@ _ = ch12.check_saff_size(saff_size)
 # - No scale knows everything: boundaries are read best from the finest, classes from the middle ones, and both best from all four.
 # - To reduce a map, average. Bilinear reading at one eighth looks at one pixel in sixteen.
 # - Resizing and a 1 × 1 convolution change places freely. Project where there are fewer tokens.
-# - Scale-enhanced fusion is a Transformer block with a small fixed mixer, behind two full convolutions that cost nearly everything, three quarters of it at the finest scale.
-# - In our networks the fused map gains boundaries by its own filter, and hardly listens to the other scales: most units of the layer where they meet never open. A residual keeps a network alive
-#   and hides what has died in it. Look inside before you believe an ablation.
+# - Scale-enhanced fusion is a Transformer block with a small fixed mixer, behind two full convolutions that cost most; three quarters of everything is spent at the finest scale.
+# - In our networks the finer scales hardly listen to the others; only the coarsest does, in two of three. A residual keeps such a network alive, and hides
+#   what has fallen silent. Look inside before you believe an ablation, and look into more than one.
 # - The paper's own tables say: segmentation and boundaries gain, depth does not, normals lose.
 #
 # You can now give every scale of an encoder what the others know, say what it costs, and test whether it arrives. From here each task goes its own
