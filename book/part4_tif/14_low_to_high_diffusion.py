@@ -683,15 +683,14 @@ for name, ratio in zip(told["diffused"], ratios.mean(axis=0)):
     print(f"  {name:30}", *(f"{value:7.2f}" for value in ratio))
 
 # %% [markdown]
-# A remarkable table. The affinities of *another scene* do nearly as well as the scene's own, and so do equal weights. What counts is that tokens are averaged
-# at all: with each token for itself, human parts and saliency suffer. So the trained network takes a mean over the image from LTHD, a global context, and
-# hardly cares which mean. It has little need to be told by its high scales who belongs to whom: SAFF has mixed all scales
-# before, and the coarse scales' own attended features come back in the last FeatureFuse.
+# A remarkable table. The affinities of *another scene* do nearly as well as the scene's own. Rooms are much alike, one may object; but equal weights, which know nothing of
+# rooms, do nearly as well too. What counts is that tokens are averaged at all: with each token for itself, human parts and saliency suffer. So what the trained network takes from
+# LTHD is a mean over the image, a global context, and it hardly cares which mean. Perhaps its high scales need not be told who belongs to whom: SAFF has mixed all scales
+# before, and what the coarse scales found by attention comes back in the last FeatureFuse.
 
 # %%
-ratio = dict(
-    zip(told["diffused"], ratios.mean(axis=(0, 2)))
-)  # mean over seeds, tasks
+means = ratios.mean(axis=(0, 2))  # over seeds and tasks
+ratio = dict(zip(told["diffused"], means))
 assert ratio["another scene's"] < 1.1
 assert ratio["equal weights"] < 1.1
 assert ratio["each token itself"] > ratio["equal weights"]
@@ -738,11 +737,11 @@ print("correlation of the gains between seeds:", *(f"{c:.1f}" for c in between))
 
 # %% [markdown]
 # Next to nothing. Which scene LTHD helps is drawn anew with every seed, and on the mean over scenes the two networks are equally good, within a
-# tenth of a point. A picture of one scene says what a network *can* get wrong. It cannot say which module is to be thanked.
+# fifth of a point. A picture of one scene says what a network *can* get wrong. It cannot say which module is to be thanked.
 
 # %%
 assert max(between) < 0.5
-assert abs(gains.mean(axis=1)).max() < 0.5
+assert abs(gains.mean(axis=1)).max() < 0.2
 
 # %% [markdown]
 # ## TIF assembled
