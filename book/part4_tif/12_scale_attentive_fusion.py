@@ -821,7 +821,7 @@ kinds_of_map = {
     "XL of a network without SAFF": (without, "XL", "D", "0.6"),
 }
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-readings", "caption": "What a linear map reads, from each scale and from all four side by side: a mark for every trained network. Left, the classes; right, the boundaries."}, "image": {"alt": "Two panels with five groups of marks, for the scales 0 to 3 and all four. Left, what: the triangles, XL and Y side by side, are highest everywhere; fused squares lie with the circles of XL, and lower at scale 3. Right, where: at scale 0 and for all four the fused squares are the highest by far; at scales 1 to 3 all lie together and low."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-readings", "caption": "What a linear map reads, from each scale and from all four side by side: a mark for every trained network. Left, the classes; right, the boundaries."}, "image": {"alt": "Two panels with five groups of marks, for the scales 0 to 3 and all four. Left, what: the triangles, XL and Y side by side, are highest in every group; fused squares lie among or below the circles of XL at single scales, and above them for all four, where the grey diamonds are as high. Right, where: scale 0 and all four are far above the others; there the squares are spread, one of them highest."}}
 figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.0))
 titles = {"semseg": "what: mean IoU (%)", "edge": "where: average precision (%)"}
 for axis, (score, title) in zip(axes, titles.items()):
@@ -862,7 +862,7 @@ for score, place_ in (("edge", 0), ("semseg", 0), ("semseg", 3), ("semseg", 4)):
 # %% [markdown]
 # There is something to be gained: where $\mathbf{Y}^i$ stands *beside* the scale's own map, the classes are read better at every
 # scale, because the others know what this one does not. (The two together are twice as wide, so this is what there is, and not what one map
-# could keep.) After the fusion no single scale has that gain. The four fused maps together do hold about two points more than the four they came
+# could keep.) After the fusion no single scale keeps more than a part of that gain. The four fused maps together do hold about two points more than the four they came
 # from, in each of the networks. But a network that never had SAFF has as much in its own four:
 
 # %%
@@ -945,7 +945,7 @@ print(f"between seeds the losses differ by {100 * spread.min():.0f}"
 
 # %% [markdown]
 # The three finer scales hardly listen. What the others bring to them is worth less than the difference between two seeds, in each network. The one that
-# listens, in two networks of three, is the coarsest, which has the least to say of its own: what it hears is worth up to half of a loss. So where
+# listens, in two networks of three, is the coarsest, which has the least to say of its own: without it a loss grows by up to a half. So where
 # information flows at all, it flows down, from fine to coarse; the high scales, for whose sake one would build such a module, go without.
 
 # %%
@@ -958,7 +958,7 @@ assert (growth("Y")[:, :, 3].max(axis=1) > 1.1).sum() == 2
 # SFF is a hidden layer: a convolution, a ReLU, a convolution. A hidden unit whose ReLU is never open passes nothing on, and gets no
 # gradient that could change it. How often is each open?
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-units", "caption": "Hidden units of SFF in the trained networks: for each, the share of all tokens at which its ReLU lets something through, in falling order; a line for each network. Units on the grey ground are open at fewer than one token in a hundred."}, "image": {"alt": "Four panels for the scales 0 to 3, with one falling curve for each network. At scale 0 fewer than half of the sixteen units are above the grey ground, at scale 1 almost none, at scale 2 about a third of thirty-two, at scale 3 a good half."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-units", "caption": "Hidden units of SFF in the trained networks: for each, the share of all tokens at which its ReLU lets something through, in falling order; a line for each network. Units on the grey ground are open at fewer than one token in a hundred."}, "image": {"alt": "Four panels for the scales 0 to 3, with a falling curve for each of three networks. One curve lies far below the others: at scale 1 it touches the grey ground from the third unit on. The other two reach the ground only towards their ends, at scale 1 not at all."}}
 figure, axes = plt.subplots(1, 4, figsize=(7.5, 2.2), sharey=True)
 for i, axis in enumerate(axes):
     for run, colour in zip(with_saff, plots.OKABE_ITO):
@@ -966,7 +966,7 @@ for i, axis in enumerate(axes):
         axis.plot(range(1, len(share) + 1), share, ".-", ms=4, lw=0.8, color=colour)
     axis.axhspan(-0.02, 0.01, color="0.85", zorder=0)
     axis.set(title=f"scale {i}", xlabel="unit", ylim=(-0.02, 1.02))
-axes[0].set_ylabel("share of tokens")
+_ = axes[0].set_ylabel("share of tokens")
 
 # %%
 for i in range(4):
