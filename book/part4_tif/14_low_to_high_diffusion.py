@@ -569,7 +569,7 @@ assert 13 < own / sum(spent.values()) < 16
 print(f"attending for itself costs {own / sum(spent.values()):.0f} times as much")
 
 # %% [markdown]
-# Operations are not time, nor memory. `benchmarks/tif.py` measures all three, for Swin-T's decoder and one image of 448 × 576 on one core of a CPU, with neither
+# Operations are not time, nor memory. `benchmarks/tif.py` measures all three for the decoder, on one core of a CPU, with neither
 # of the two, with diffusion, and with attention at the high scales.
 
 # %%
@@ -580,6 +580,10 @@ def measured(part, form, what, training=False):
     wanted = {"part": part, "form": form, "training": training, "device": "cpu"}
     return next(row[what] for row in bench["rows"] if wanted.items() <= row.items())
 
+
+its = bench["options"]
+print(f"one image of {its['height']} × {its['width']}, four tasks,"
+      f" widths {its['high_width']} and {its['low_width']}")  # fmt: skip
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-14-benchmark", "caption": "The decoder with neither, with diffusion and with attention at the high scales, measured: time, and memory above what is there before, of an inference and of a training step."}, "image": {"alt": "Two bar charts, time and memory, each with three bars for inference and three for training: neither, diffusion, attention. In both the bar of attention is the longest."}}
 figure, axes = plt.subplots(1, 2, figsize=(7.5, 2.3))
