@@ -786,9 +786,9 @@ near = reach[:, None] * reach  # (64, 64)
 for name, (field, *_) in (("before", before), ("after", after)):
     beyond = (field * (1 - near)).sum() / field.sum()
     seen = int((field > 0).sum())
-    print(
-        f"{name:6} scale 0 depends on {seen:4} pixels, {beyond:.0%} of it beyond 19 × 19"
-    )
+    print(f"{name:6} scale 0 depends on {seen:4} pixels,"
+          f" {beyond:.0%} of it beyond 19 × 19")  # fmt: skip
+
 
 # %% [markdown]
 # From 49 pixels to all of them: the fused token *can* see the whole image. But by far the most that it depends on is what its own scale could have
@@ -894,11 +894,13 @@ for kind in ("XL", "SFX", "fused"):
 # %%
 def growth(part):
     """Loss over the loss with nothing replaced: (networks, T, 5)."""
-    return np.array([
-        [[place[name] / run["losses"]["nothing"][0][name] for place in run["losses"][part]]
-         for name in tasks.names]
-        for run in with_saff
-    ])  # fmt: skip
+    ratios = []
+    for run in with_saff:
+        whole, silenced = run["losses"]["nothing"][0], run["losses"][part]
+        ratios.append(
+            [[its[n] / whole[n] for its in silenced] for n in tasks.names]
+        )
+    return np.array(ratios)
 
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-silenced", "caption": "The loss of every task, as a multiple of what it is, when one scale's map is replaced by its mean: left what the other scales bring to it, right its own. Mean over the networks with SAFF."}, "image": {"alt": "Two tables of six tasks by five columns, scale 0 to 3 and all. In the left one the numbers are 1.00 or next to it at the scales 0 to 2, and up to 1.2 at scale 3 and for all. In the right one they are large: many times the loss at scale 0 and for all, between 1 and 3 at the other scales."}}
@@ -1075,7 +1077,7 @@ for name, (off, on) in ends.items():
     print(f"{name}, without → with SAFF:", *moved)
 
 # %% [markdown]
-# The two tables tell one story: with SAFF segmentation gains more than a point and boundaries a third of one, depth gains nothing, and normals lose a
+# The two tables tell one story: with SAFF segmentation gains more than a point and boundaries more than a third of one, depth gains nothing, and normals lose a
 # little. A module that trades geometry for semantics is a more interesting finding than one that is *better*. All of it is from one run a row.
 #
 # ### On Dollhouse
