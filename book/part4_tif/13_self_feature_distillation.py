@@ -25,6 +25,7 @@ import math
 from pathlib import Path
 from statistics import mean, variance
 
+# %%
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ from mlore_edu.data.loaders import make_loader
 from mlore_edu.data.transforms import denormalise, eval_transform
 from mlore_edu.pictures import to_rgb
 
+# %%
 plots.use_style()
 tasks = me.DOLLHOUSE
 T = len(tasks)
@@ -53,6 +55,8 @@ short = ["segmentation", "parts", "saliency", "normals", "depth", "boundaries"]
 inside = np.load("../results/tif_distillation.npz")
 attention = {i: inside[f"attention_{i}"].astype(float) for i in (2, 3)}
 S, _, n, _ = attention[2].shape  # scenes, tasks, tokens that ask, tokens asked
+
+# %%
 samples = []
 for number in inside["scenes"]:
     one = DollhouseScenes(
@@ -69,6 +73,7 @@ def person_token(sample):
     return divmod(int(shares.argmax()), 8)
 
 
+# %%
 def painted(image, weights):  # (64, 64, 3), (h, w)
     """The picture in grey, the more orange a token, the larger its weight."""
     grey = 0.35 + 0.65 * image.mean(axis=-1, keepdims=True) / 255  # (64, 64, 1)
@@ -177,6 +182,7 @@ def build(**options):
     return me.build_model("tif_vit_nano", tasks, img_size=(64, 64), **options)
 
 
+# %%
 batch = {
     name: torch.cat([sample[name] for sample in samples])
     for name in ("image", *tasks.names)
@@ -276,6 +282,7 @@ def flat(t, norm=sfd.flat):
     return F.layer_norm(tokens, (C,), norm.weight[t], norm.bias[t])
 
 
+# %%
 def attend(t, K):
     Q = flat(t) @ W_q[t].T  # (B, n, C), Eq. 7
     A = Q @ K.mT / math.sqrt(C)  # (B, n, n), Eq. 8
@@ -367,6 +374,7 @@ def at_start(C, scaled, N=4):
     return A.std(dim=-1).mean().item(), entropy.exp().mean().item()
 
 
+# %%
 widths = (8, 16, 32, 64, 96, 128, 256)
 with_factor = [at_start(C, True) for C in widths]
 without = [at_start(C, False) for C in widths]
@@ -491,6 +499,7 @@ def students():
     return many, single, copy.deepcopy(single)
 
 
+# %%
 curves = {}
 for optimiser, lr in ((torch.optim.SGD, 0.3), (torch.optim.Adam, 1e-3)):
     rates = (lr, N * lr, lr)
@@ -538,6 +547,8 @@ its = {
     kind: table8.row(distillation=f"{kind.title()}-distill")
     for kind in ("cross", "self")
 }
+
+# %%
 gap = its["self"]["parameters"] - its["cross"]["parameters"]
 low, high = (math.sqrt((gap + error) * 1e6 / 24) for error in (-0.01, 0.01))
 print(
@@ -665,6 +676,7 @@ def moved(a, b):
     return np.abs(a - b).sum(axis=-1).mean() / 2
 
 
+# %%
 for i, a in attention.items():  # (S, T, n, n)
     in_two_scenes = mean(moved(a[r], a[s]) for r in range(S) for s in range(r))
     of_two_tokens = mean(
@@ -710,6 +722,7 @@ def alike(Y_s, Y_t):
     return np.linalg.norm(Y_s.T @ Y_t) ** 2 / own
 
 
+# %%
 def distances(features, shuffle=None):  # (M, T, C, h, w)
     rows = np.moveaxis(features.astype(float), 2, -1)  # (M, T, h, w, C)
     rows = np.moveaxis(rows, 1, 0).reshape(T, -1, rows.shape[-1])  # (T, M·h·w, C)
@@ -876,6 +889,7 @@ def mean_and_variance(values):
     return mean(values), variance(values) / len(values)
 
 
+# %%
 def harm(kind, weight):
     """mIoU lost by another room's normals, and the variance of that number."""
     keys = record["sweeps"][weight]
@@ -920,6 +934,7 @@ def show_harm(weight):
         )
 
 
+# %%
 for weight in ("weight 10", "weight 100", "narrow"):
     show_harm(weight)
 
@@ -932,6 +947,7 @@ def interval(value, spread, weight):
     return f"{value:+.1f} ± {half:.1f}, {'noise' if abs(value) <= half else 'outside the noise'}"
 
 
+# %%
 for weight in ("weight 10", "narrow"):
     (a_b, within), (c_d, across) = (
         harm(kind, weight) for kind in ("self", "cross")
@@ -999,6 +1015,7 @@ def step(task, before, after):
     return 100 * sign * (after - before) / before
 
 
+# %%
 theirs = {}  # (block, task) → gain of doing without interaction
 for block in (1, 2, 3):
     rows = [table1.row(block=block, interaction=which) for which in ("yes", "no")]
@@ -1047,6 +1064,8 @@ single = {
     name: mean(run["metrics"][name] for run in alone if run["tasks"] == [name])
     for name in tasks.names
 }
+
+# %%
 results = {}
 for run in sweeps["runs"]:
     metrics = run["metrics"]
@@ -1066,6 +1085,7 @@ def pooled(metric):
     return math.sqrt(squares / freedom), freedom
 
 
+# %%
 def difference(key, other, metric="delta_m"):
     """Of the means of two configurations, and half of its 95 % interval."""
     a, b = ([run[metric] for run in results[k]] for k in (key, other))
@@ -1127,6 +1147,7 @@ def verdict(value, half, claimed):
     return "supports" if value * claimed > 0 else "contradicts"
 
 
+# %%
 for (block, name), (value, half) in ours.items():
     claimed = theirs[block, name]
     print(
@@ -1156,6 +1177,8 @@ for table, column in ((table7, "sfd"), (table8, "distillation")):
         mended.append(
             round(me.multitask_gain(metrics, base | {"edge": 75.15}, me.NYUD_V2), 2)
         )
+
+# %%
 print("printed       ", printed_gain)
 print("from 65.15    ", typed)
 print("from 75.15    ", mended)
