@@ -359,7 +359,7 @@ torch.testing.assert_close(diffused.matrix()[0], eq11)
 
 # %% [markdown]
 # Softmax and weighted mean are one function of queries, keys and values in torch (`scaled_dot_product_attention`), which can work through
-# the matrix piece by piece without storing it. The arithmetic stays $n^2$, the memory becomes $n$:
+# the matrix piece by piece without storing it. The arithmetic stays $n^2$, what must be kept grows with $n$ alone:
 
 # %%
 print("numbers for four tasks, in millions:   matrix   factors")
@@ -618,6 +618,10 @@ print(
 )
 
 # %% [markdown]
+# Attention at the high scales costs several times the time and the memory of diffusion, at a quarter of the paper's image and all the more on a larger one. The last line is a caution. The
+# factors of one task are $2 n \cdot 2C$ numbers, its matrix is $n^2$: they are the smaller only from $n = 4C$ tokens on. The benchmark's scale 2 has 252 of them, the paper's 1,008.
+# And whether the matrix is stored after all is up to the kernel that torch chooses.
+#
 # ## How good is the loan?
 #
 # What costs little should still be worth something. Choose a scene, a task and a pixel, and compare what the pixel's token attends to at scale 0 with
