@@ -132,7 +132,7 @@ def feed_forward_of(batched: FeedForward, task: int) -> nn.Sequential:
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Softmax(QᵀK) V of maps ``(B, C, h, w)``, by the same kernel as the library's."""
-    tokens = [part.flatten(2).mT[:, None] for part in (queries, keys, values)]  # (B, 1, n, C)
+    tokens = [part.flatten(2).mT[:, None].contiguous() for part in (queries, keys, values)]  # (B, 1, n, C)
     mean = F.scaled_dot_product_attention(tokens[0], tokens[1], tokens[2], scale=1.0)[:, 0]  # (B, n, C)
     return mean.mT.unflatten(2, values.shape[2:])  # (B, C, h, w)
 

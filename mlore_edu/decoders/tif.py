@@ -115,7 +115,8 @@ class Affinity(NamedTuple):
 
     def gather(self, values: Tensor) -> Tensor:
         """Give every token the mean of the others' values, weighed by its affinities: Softmax(A) V."""
-        tokens = [part.flatten(3).mT for part in (self.queries, self.keys, values)]  # (B, T, n, C)
+        # contiguous: torch's kernels that never build the n × n matrix ask for it
+        tokens = [part.flatten(3).mT.contiguous() for part in (self.queries, self.keys, values)]  # (B, T, n, C)
         mean = F.scaled_dot_product_attention(tokens[0], tokens[1], tokens[2], scale=1.0)  # (B, T, n, C)
         return torch.unflatten(mean.mT, 3, values.shape[3:])  # (B, T, C, h, w)
 
