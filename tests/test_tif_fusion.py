@@ -136,7 +136,7 @@ def test_every_run_of_the_record_is_one_of_the_sweeps(script):
 
 def test_the_record_has_every_reading_and_every_loss():
     for run in RECORD["runs"]:
-        fused = run["row"] == "W/4 SAFF"
+        fused = run["row"] != "W/O SAFF"
         assert set(run["readings"]) == ({"X", "XL", "Y", "XL, Y", "SFX", "fused"} if fused else {"X", "XL"})
         scores = [score for its in run["readings"].values() for place in its for score in place.values()]
         assert len(scores) == 10 * len(run["readings"])

@@ -2,10 +2,10 @@
 
     python book/results/make_tif_fusion.py
 
-Takes TIF with and without SAFF, each with several seeds, from the runs of make_tif_sweeps.py, and trains what is not
-there. The .npz holds, in half precision, the weights of the first network up to its fusions (backbone, pyramid, SAFF);
-the .json what a linear map reads from every map before and after the fusion, how many hidden units of the fusion are
-ever on, and what the tasks lose where a map is replaced by its mean. About a minute a network.
+Takes TIF with SAFF, without, and with SAFF normalised, each with several seeds, from the runs of make_tif_sweeps.py, and
+trains what is not there. The .npz holds, in half precision, the weights of the first network up to its fusions
+(backbone, pyramid, SAFF); the .json what a linear map reads from every map before and after the fusion, how many hidden
+units of the fusion are ever on, and what the tasks lose where a map is replaced by its mean. About a minute a network.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn.functional as F
-from make_tif_sweeps import SWEEPS
+from make_tif_sweeps import SWEEPS, tif
 from record import HERE, record
 from sweeps import Configuration, one_machine, prepare, run, trained
 from torch import Tensor
@@ -27,7 +27,11 @@ from mlore_edu.data.loaders import make_loader
 from mlore_edu.data.transforms import eval_transform
 from mlore_edu.decoders.pyramid import align
 
-ROWS = {name: SWEEPS["table9"][name] for name in ("W/4 SAFF", "W/O SAFF")}
+ROWS = {
+    "W/4 SAFF": SWEEPS["table9"]["W/4 SAFF"],
+    "W/O SAFF": SWEEPS["table9"]["W/O SAFF"],
+    "normalised": tif(fusion_norm=True),  # W/4 SAFF with BatchNorms that the paper does not have
+}
 ENCODER = ("backbone.", "decoder.pyramid.", "decoder.fusions.")
 FINEST = (32, 32)
 TRAINING, VALIDATION = 200, 100
@@ -212,6 +216,9 @@ def network(
         "seed": seed,
         "command": f"mlore-edu {configuration.command(seed)}",
         "commit": told["commit"][:12],
+        "metrics": {
+            name: round(value, 4) for name, value in told["metrics"].items()
+        },
         "made_with": {key: told[key] for key in ("hardware", "versions")},
     }
     return trained(configuration, seed), made
@@ -246,7 +253,7 @@ def main() -> None:
                     "row": row,
                     "readings": readings(model, training, validation),
                 }
-                if row == "W/4 SAFF":
+                if row != "W/O SAFF":
                     made["active"] = activity(model, validation["image"])
                     made["losses"] = silencing(model, validation)
             if not runs:
