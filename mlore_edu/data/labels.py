@@ -72,10 +72,14 @@ def decode_normals(pixels: Array, shortest: float = 0.0) -> Array:
     return np.where(length < shortest, np.float32(0), normals / length)
 
 
-def mask_normals(normals: Array, labelmap: Array) -> Array:
-    """Keep PASCAL-Context's distilled normals where the ``LabelMap`` class is one that NYU also has; zero elsewhere."""
-    valid = np.isin(labelmap, NORMALS_VALID_IDS)
-    return np.where(valid[..., None], normals, np.float32(0))
+def trusted_normals(labelmap: Array) -> Array:
+    """Where PASCAL-Context's distilled normals count: uint8 (H, W), 1 where the ``LabelMap`` class is one of NYU's."""
+    return np.isin(labelmap, NORMALS_VALID_IDS).astype(np.uint8)
+
+
+def mask_normals(normals: Array, trusted: Array) -> Array:
+    """Keep normals (H, W, 3) where ``trusted`` (H, W) is not zero; the zero vector, ignored, elsewhere."""
+    return np.where(trusted[..., None] != 0, normals, np.float32(0))
 
 
 def encode_depth(depth: Array) -> Array:
