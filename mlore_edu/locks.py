@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,9 +32,12 @@ def alone(path: Path, busy: str | None = None) -> Iterator[None]:
     while True:
         with path.open("a") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(str(busy)) from None
+                if busy is not None:
+                    raise UserError(busy) from None
+                print(f"waiting for another process that holds {path}", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_open_as(file.fileno(), path):
                 continue  # its last holder removed this file while we waited: take the new one
             try:

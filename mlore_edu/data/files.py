@@ -98,6 +98,16 @@ class Folder:
 
         return np.asarray(self._open(name, read))
 
+    def size(self, name: str) -> tuple[int, int]:
+        """Height and width of an image file, told by its first bytes."""
+
+        def read(path: Path) -> tuple[int, int]:
+            with Image.open(path) as image:
+                return image.height, image.width
+
+        height, width = self._open(name, read)
+        return height, width
+
     def image(self, name: str) -> tv_tensors.Image:
         """A picture as a uint8 image tensor (3, H, W)."""
         pixels = self.pixels(name, "RGB")

@@ -158,13 +158,15 @@ def convert(job: Conversion) -> list[FileError]:
         What could not be converted.
     """
     conversions, faults = CONVERSIONS[job.build], []
-    shape: Shape | None = None
+    try:
+        shape = job.source.size(f"images/{job.name}.{conversions['images'][0]}")
+    except FileError as fault:
+        return [fault]
     for kind, (suffix, encode) in conversions.items():
         target = job.target / FILES[kind][0].format(job.name)
         if target.exists():
             continue
         try:
-            shape = shape or _image_shape(job, conversions["images"][0])
             content = encode(job.source, f"{kind}/{job.name}.{suffix}", shape)
         except FileError as fault:
             faults.append(fault)
@@ -172,11 +174,6 @@ def convert(job: Conversion) -> list[FileError]:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, content, durable=False)
     return faults
-
-
-def _image_shape(job: Conversion, suffix: str) -> Shape:
-    pixels = job.source.pixels(f"images/{job.name}.{suffix}", "RGB")
-    return pixels.shape[0], pixels.shape[1]
 
 
 def begin_conversion(source: Folder, build: str, draft: Path) -> list[Conversion]:

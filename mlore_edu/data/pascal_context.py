@@ -103,15 +103,14 @@ class PASCALContext(LabelledImages):
 
     def stored(self, kind: str, name: str, shape: tuple[int, int]) -> Array:
         """One file of labels as it is stored, checked; people's parts already merged to six."""
-        path = FILES[kind][0].format(name)
+        places = [pattern.format(name) for pattern in FILES[kind]]
+        path = next((place for place in places if (self.folder.root / place).exists()), places[0])
         if kind == "pascal-context":
             return self._labelmap(path, shape)
         if kind == "human_parts":
             return self._merged_parts(path, shape)
         if kind == "normals_distill":
             return self.folder.coloured(path, shape)
-        if kind == "semseg":
-            path = path if (self.folder.root / path).exists() else FILES[kind][1].format(name)
         pixels = self.folder.grey(path, shape)
         if kind == "semseg":
             self.folder.check_values(path, pixels, len(PASCAL_CLASSES) - 1)
