@@ -144,7 +144,11 @@ def _put_in_place(
         unpacked = root.with_name(f".{root.name}.{mark}.unpacked")
         if not unpacked.exists():
             unpack(archive, unpacked, progress=how.progress)
-        found = find_folder(benchmark, unpacked)
+        try:
+            found = find_folder(benchmark, unpacked)
+        except UserError:
+            shutil.rmtree(unpacked)  # another archive: it will not be gone on with
+            raise
         if not _convert(benchmark, found, how, prepared):
             found.rename(root)
         prepared.facts.insert(0, f"{archive} was unpacked to {root}.")

@@ -126,13 +126,13 @@ def _check_splits(benchmark: Benchmark, root: Path, report: Report) -> dict[str,
             continue
         ids[split] = list(dict.fromkeys(listed))
         if len(ids[split]) != len(listed):
-            report.problems.append(f"{path} lists {len(listed) - len(ids[split]):,} ids more than once")
+            report.problems.append(f"{path} lists ids more than once, {len(listed) - len(ids[split]):,} times in all")
         if len(ids[split]) != expected[split]:
             report.problems.append(f"{path} lists {len(ids[split]):,} images, but should list {expected[split]:,}")
         report.facts.append(f"{split}: {len(ids[split]):,} images")
     both = sorted(set(ids.get("train", ())) & set(ids.get("val", ())))
     if both:
-        report.problems.append(f"{len(both):,} images are in both splits, e.g. {both[0]}: train and val must not meet")
+        report.problems.append(f"train and val must not meet, but share {len(both):,} of their images, e.g. {both[0]}")
     if benchmark.name == "nyud_v2":
         build = recorded_build(root)
         report.facts.append(f"build: {MEANING.get(build, build)}")
