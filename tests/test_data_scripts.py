@@ -1,7 +1,7 @@
 """From a link to trained numbers by the commands a reader types: fetch, prepare, verify, train, evaluate."""
 
 import os
-import subprocess
+import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -143,14 +143,13 @@ def test_every_data_set_has_several_sources_and_no_address_leads_to_two_files():
         assert all(source.startswith("https://") for source in sources)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", list(ROOTS))
-def test_the_script_itself_answers(tmp_path, name):
-    command = [sys.executable, str(REPOSITORY / f"data_scripts/{name}.py"), "verify"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"data_scripts/{name}.py: There is no folder data/{ROOTS[name]}; give the folder")
+def test_the_script_itself_answers(here, monkeypatch, capsys, name):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "verify"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(REPOSITORY / f"data_scripts/{name}.py"), run_name="__main__")
+    expected = f"data_scripts/{name}.py: There is no folder data/{ROOTS[name]}; give the folder"
+    assert capsys.readouterr().err.startswith(expected)
 
 
 @pytest.mark.slow
