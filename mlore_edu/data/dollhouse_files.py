@@ -148,7 +148,7 @@ class DollhouseFolder(LabelledImages):
             return normals_map(labels.decode_normals(self.folder.coloured(path, shape), shortest=0.5))
         if task == "edge":
             return class_map(self.folder.mask(path, shape))
-        pixels = self.folder.grey(path, shape)
+        pixels = self.folder.grey(path, shape, bits=16 if task == "depth" else 8)
         if task == "depth":
             return depth_map(labels.decode_depth(pixels))
         if task == "saliency":

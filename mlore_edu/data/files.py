@@ -126,11 +126,11 @@ class Folder:
 
         return self._open(name, read)
 
-    def grey(self, name: str, shape: tuple[int, int]) -> Array:
-        """An image file with one channel of 8 bits and the size of the picture."""
+    def grey(self, name: str, shape: tuple[int, int], bits: int = 8) -> Array:
+        """An image file with one channel and the size of the picture; ``bits=16`` for more than 256 values."""
         pixels = self.pixels(name)
         self.check_shape(name, pixels, shape)
-        if pixels.dtype != np.uint8:
+        if bits == 8 and pixels.dtype != np.uint8:
             raise self.bad(name, f"holds values of type {pixels.dtype}, not of 8 bits", "type")
         return pixels
 
