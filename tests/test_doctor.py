@@ -9,6 +9,7 @@ from benchmark_folders import write_layout
 from training_fakes import RECIPE, run
 
 from mlore_edu import cli
+from mlore_edu.data.derived import derived_folder
 from mlore_edu.data.dollhouse_files import write_dollhouse
 from mlore_edu.data.preparation import prepare
 from mlore_edu.doctor import report
@@ -66,6 +67,8 @@ def test_a_benchmark_is_followed_from_its_archive_to_its_verification(tmp_path):
     assert line(report(tmp_path), pascal) == (
         f"{pascal} {counts}, labels derived; python data_scripts/pascal_context.py verify checks every file"
     )
+    next(derived_folder(tmp_path / "data/PASCALContext").rglob("human_parts/*.png")).unlink()
+    assert "next: python data_scripts/pascal_context.py prepare" in line(report(tmp_path), pascal)
 
 
 def test_a_folder_that_is_not_the_data_set_is_reported_in_words(tmp_path):

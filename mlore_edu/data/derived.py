@@ -63,3 +63,7 @@ class DerivedLabels:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, png_bytes(values), durable=False)
+
+    def count(self, kind: str) -> int:
+        """How many labels of a kind are kept."""
+        return 0 if self.folder is None else sum(1 for _ in (self.folder / kind).glob("*.png"))

@@ -68,8 +68,11 @@ def decode_normals(pixels: Array, shortest: float = 0.0) -> Array:
         float32 (H, W, 3), unit vectors or zero vectors.
     """
     normals = pixels.astype(np.float32) * np.float32(2 / 255) - 1
-    length = np.sqrt((normals**2).sum(-1, keepdims=True))  # at least 1/255 · √3: v is an integer, zero is not
-    return np.where(length < shortest, np.float32(0), normals / length)
+    x, y, z = np.moveaxis(normals, -1, 0)  # three sums over the map are faster than a sum over three
+    length = np.sqrt(x * x + y * y + z * z)  # at least 1/255 · √3: v is an integer, zero is not
+    normals /= length[..., None]
+    normals[length < shortest] = 0
+    return normals
 
 
 def trusted_normals(labelmap: Array) -> Array:
