@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -24,7 +24,7 @@ RUNS = Path("runs")
 """Where runs go unless ``--run`` names a folder."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """An argument parser whose complaint is one sentence, as everywhere else."""
 
     def error(self, message: str) -> NoReturn:
@@ -44,30 +44,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         Exit code: 0 done, 2 something the user can put right, 130 interrupted.
     """
-    try:
+
+    def run() -> int:
         options, rest = _parser().parse_known_args(arguments)
         if rest and options.command != "train":
             _parser().error(f"{' '.join(rest)} is not understood by '{options.command}'")
         options.overrides = rest
         options.run_command(options)
+        return 0
+
+    return explained("mlore-edu", run)
+
+
+def explained(program: str, run: Callable[[], int]) -> int:
+    """Run a command so that whatever ends it is one sentence and an exit code.
+
+    Parameters
+    ----------
+    program
+        Its name, before the sentence.
+    run
+        Does the work; returns an exit code.
+
+    Returns
+    -------
+    int
+        What ``run`` returns; 2 for something the user can put right, 130 for an interruption.
+    """
+    try:
+        return run()
     except UserError as error:
-        print(f"mlore-edu: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
-        print(f"mlore-edu: {str(interruption) or 'interrupted.'}", file=sys.stderr)
+        print(f"{program}: {str(interruption) or 'interrupted.'}", file=sys.stderr)
         return 130
     except PermissionError as error:
         place = error.filename or "a file"
-        print(f"mlore-edu: {place} may not be used; grant yourself permission, or choose another.", file=sys.stderr)
+        print(f"{program}: {place} may not be used; grant yourself permission, or choose another.", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         sys.stderr.close()
         return 0
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="mlore-edu", description="Multi-task dense prediction, from the book's chapters to a GPU.")
+    parser = Parser(prog="mlore-edu", description="Multi-task dense prediction, from the book's chapters to a GPU.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     doctor = commands.add_parser("doctor", help="what is installed, which data and runs are there, what to do next")
@@ -97,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_dollhouse(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_dollhouse(commands: argparse._SubParsersAction[Parser]) -> None:
     dollhouse = commands.add_parser("dollhouse", help="render the data set that comes with the book")
     dollhouse.add_argument("--root", type=Path, default=Path("data/dollhouse"), help="folder to write (%(default)s)")
     dollhouse.add_argument("--layout", choices=list(TASK_SETS), default="dollhouse", help="file formats (%(default)s)")
@@ -110,7 +132,7 @@ def _add_dollhouse(commands: argparse._SubParsersAction[_Parser]) -> None:
     dollhouse.set_defaults(run_command=_dollhouse)
 
 
-def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_evaluate(commands: argparse._SubParsersAction[Parser]) -> None:
     evaluate = commands.add_parser("evaluate", help="judge a run's last checkpoint again, or one of MLoRE's authors")
     evaluate.add_argument("run", type=Path, nargs="?", help="folder of a run, e.g. runs/dollhouse_baseline_nano")
     evaluate.add_argument("--released", type=Path, metavar="FILE", help="a checkpoint of MLoRE's authors instead")

@@ -8,6 +8,10 @@ import platform
 import shutil
 from pathlib import Path
 
+from mlore_edu.data.catalogue import BENCHMARKS, Benchmark
+from mlore_edu.data.derived import DerivedLabels
+from mlore_edu.data.nyud_v2 import recorded_build
+from mlore_edu.data.pascal_context import DERIVED
 from mlore_edu.errors import UserError
 from mlore_edu.training.recipe import RECIPES, Recipe, load_recipe
 
@@ -63,14 +67,34 @@ def _data(folder: Path, recipe: Recipe) -> str:
     """Whether a data set is there, judged by the reader that training would use."""
     from mlore_edu.data.loaders import open_dataset
 
-    root = folder / recipe.root
+    root, benchmark = folder / recipe.root, BENCHMARKS.get(recipe.data)
     if not root.exists():
-        return "not there"
+        return f"not there{_how_to_get(folder, benchmark)}" if benchmark else "not there"
     try:
         counts = [len(open_dataset(recipe.data, root, split, recipe.task_set)) for split in ("train", "val")]
     except UserError as error:
         return f"not usable: {error}"
-    return f"{counts[0]} training and {counts[1]} validation images"
+    return f"{counts[0]} training and {counts[1]} validation images{_what_kind(root, benchmark, sum(counts))}"
+
+
+def _how_to_get(folder: Path, benchmark: Benchmark) -> str:
+    """The next command towards a data set that is not there."""
+    archives = [folder / benchmark.archive(build) for build in benchmark.sources]
+    fetched = [archive.relative_to(folder) for archive in archives if archive.exists()]
+    if not fetched:
+        return f"; next: {benchmark.script} fetch"
+    return f", but its archive {fetched[0]} is; next: {benchmark.script} prepare --archive {fetched[0]}"
+
+
+def _what_kind(root: Path, benchmark: Benchmark | None, images: int) -> str:
+    """Which build is there, whether its labels are derived, and the command that looks into every file."""
+    if benchmark is None:
+        return ""
+    if benchmark.name == "nyud_v2":
+        return f" of the {recorded_build(root)} build; {benchmark.script} verify checks every file"
+    if min(DerivedLabels(root).count(kind) for kind in DERIVED) >= images:
+        return f", labels derived; {benchmark.script} verify checks every file"
+    return f"; next: {benchmark.script} prepare, which derives labels once instead of while training"
 
 
 def _run(run: Path) -> str:

@@ -11,7 +11,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from mlore_edu.data import labels
+from mlore_edu.data.catalogue import BENCHMARKS
 from mlore_edu.data.loaders import open_dataset
+from mlore_edu.data.nyud_builds import MEANING
 from mlore_edu.data.nyud_v2 import NYUDv2
 from mlore_edu.data.pascal_context import PASCALContext
 from mlore_edu.data.transforms import eval_transform
@@ -121,6 +123,29 @@ def test_nyud_labels_are_read_by_every_rule(nyud):
     assert sample["edge"].tolist() == half(0, 1).tolist()
     assert sample["normals"][0].min() > 0.99
     assert (sample["normals"].norm(dim=0) - 1).abs().max() < 1e-6
+
+
+def test_normals_of_nyud_are_masked_only_where_the_build_had_floats(nyud):
+    save(nyud / "normals/0001.png", np.full((H, W, 3), 128, np.uint8))  # the nearest that 8 bits come to zero
+    normals = NYUDv2(nyud, "train")[0]["normals"]
+    assert (normals.norm(dim=0) - 1).abs().max() < 1e-6
+    (nyud / "build.json").write_text('{"build": "MTL-PyTorch"}')
+    assert not NYUDv2(nyud, "train")[0]["normals"].any()
+    (nyud / "build.json").write_text("{")
+    assert torch.equal(NYUDv2(nyud, "train")[0]["normals"], normals)
+
+
+def test_the_splits_of_the_field_have_these_counts():
+    assert BENCHMARKS["pascal_context"].counts == {"train": 4998, "val": 5105}
+    assert BENCHMARKS["nyud_v2"].counts == {"train": 795, "val": 654}
+
+
+def test_the_480_by_640_build_does_not_fit_the_frame_of_the_recipes_and_this_is_said():
+    sample = {"image": torch.zeros(3, 480, 640, dtype=torch.uint8), "meta": {"id": "0001", "size": (480, 640)}}
+    with pytest.raises(UserError, match=r"0001 is 480×640, larger than the frame of 448×576"):
+        eval_transform((448, 576))(sample)
+    assert eval_transform((480, 640))(sample)["image"].shape == (3, 480, 640)
+    assert "--img-size 480 640" in MEANING["MTL-PyTorch"]
 
 
 def test_invalid_depth_of_nyud_becomes_zero(nyud):

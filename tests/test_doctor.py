@@ -5,10 +5,13 @@ import shutil
 
 import pytest
 import torch
+from benchmark_folders import write_layout
 from training_fakes import RECIPE, run
 
 from mlore_edu import cli
+from mlore_edu.data.derived import derived_folder
 from mlore_edu.data.dollhouse_files import write_dollhouse
+from mlore_edu.data.preparation import prepare
 from mlore_edu.doctor import report
 from mlore_edu.training.recipe import RECIPES
 
@@ -20,8 +23,9 @@ def line(text, start):
 def test_an_empty_folder_is_told_to_render_dollhouse_first(tmp_path):
     text = report(tmp_path)
     assert line(text, "next") == "next  mlore-edu dollhouse --root data/dollhouse"
-    for root in {recipe.root for recipe in RECIPES.values()}:
-        assert line(text, f"data  {root}:").endswith("not there")
+    for root, data in {(recipe.root, recipe.data) for recipe in RECIPES.values()}:
+        fetch = "" if data == "dollhouse" else f"; next: python data_scripts/{data}.py fetch"
+        assert line(text, f"data  {root}:") == f"data  {root}: not there{fetch}"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -39,6 +43,32 @@ def test_data_that_is_there_is_counted_and_training_comes_next(tmp_path):
     text = report(tmp_path)
     assert line(text, "data  data/dollhouse:") == "data  data/dollhouse: 2 training and 1 validation images"
     assert line(text, "next") == "next  mlore-edu train dollhouse_baseline_nano"
+
+
+def test_a_benchmark_is_followed_from_its_archive_to_its_verification(tmp_path):
+    pascal, nyud = "data  data/PASCALContext:", "data  data/NYUDv2:"
+    (tmp_path / "data/archives").mkdir(parents=True)
+    (tmp_path / "data/archives/NYUDv2-ASTMT.tgz").write_bytes(b"")
+    assert line(report(tmp_path), nyud).endswith(
+        "not there, but its archive data/archives/NYUDv2-ASTMT.tgz is; "
+        "next: python data_scripts/nyud_v2.py prepare --archive data/archives/NYUDv2-ASTMT.tgz"
+    )
+    write_layout(tmp_path / "data/NYUDv2", "nyud_v2")
+    write_layout(tmp_path / "data/PASCALContext", "pascal_context")
+    text, counts = report(tmp_path), "3 training and 2 validation images"
+    assert line(text, nyud) == (
+        f"{nyud} {counts} of the ATRC build; python data_scripts/nyud_v2.py verify checks every file"
+    )
+    assert line(text, pascal) == (
+        f"{pascal} {counts}; next: python data_scripts/pascal_context.py prepare, "
+        "which derives labels once instead of while training"
+    )
+    prepare("pascal_context", tmp_path / "data/PASCALContext", progress=False)
+    assert line(report(tmp_path), pascal) == (
+        f"{pascal} {counts}, labels derived; python data_scripts/pascal_context.py verify checks every file"
+    )
+    next(derived_folder(tmp_path / "data/PASCALContext").rglob("human_parts/*.png")).unlink()
+    assert "next: python data_scripts/pascal_context.py prepare" in line(report(tmp_path), pascal)
 
 
 def test_a_folder_that_is_not_the_data_set_is_reported_in_words(tmp_path):

@@ -328,10 +328,10 @@ def test_the_hash_does_not_depend_on_the_number_of_workers(tmp_path):
 
 
 def test_a_worker_that_dies_is_explained(tmp_path, monkeypatch):
-    def dies(jobs, workers):
+    def dies(function, jobs, workers):
         raise BrokenProcessPool
 
-    monkeypatch.setattr(dollhouse_files, "_in_parallel", dies)
+    monkeypatch.setattr(dollhouse_files, "in_parallel", dies)
     with pytest.raises(UserError, match=r"ended from outside.*; run the same command with fewer workers"):
         write(tmp_path)
 

@@ -42,7 +42,9 @@ def test_a_zero_normal_cannot_be_stored_but_short_vectors_can_be_told_apart():
 def test_pascal_normals_are_kept_only_where_nyu_knows_the_class():
     wall, potted_plant, nothing = labels.LABELMAP_IDS["wall"], labels.LABELMAP_IDS["pottedplant"], 0
     normals = random_unit_vectors((1, 3))
-    masked = labels.mask_normals(normals, np.array([[wall, potted_plant, nothing]]))
+    trusted = labels.trusted_normals(np.array([[wall, potted_plant, nothing]]))
+    assert (trusted.dtype, trusted.tolist()) == (np.uint8, [[1, 0, 0]])
+    masked = labels.mask_normals(normals, trusted)
     assert (masked[0, 0] == normals[0, 0]).all()
     assert not masked[0, 1:].any()
     assert masked.dtype == np.float32

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import shlex
-import signal
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +20,6 @@ from mlore_edu.data.datasets import LabelledImages
 from mlore_edu.data.dollhouse import Scene, scene
 from mlore_edu.data.dollhouse_layouts import (
     SPLIT_FILES,
-    Job,
     Layout,
     scene_files,
     scene_name,
@@ -33,6 +28,7 @@ from mlore_edu.data.dollhouse_layouts import (
 )
 from mlore_edu.data.files import class_map, depth_map, normals_map, open_split
 from mlore_edu.data.interiors import DIFFICULTIES
+from mlore_edu.data.parallel import in_parallel
 from mlore_edu.data.tensors import Sample, Step
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import DOLLHOUSE, DOLLHOUSE_CLASSES, PART_NAMES, TaskSet
@@ -152,7 +148,7 @@ class DollhouseFolder(LabelledImages):
             return normals_map(labels.decode_normals(self.folder.coloured(path, shape), shortest=0.5))
         if task == "edge":
             return class_map(self.folder.mask(path, shape))
-        pixels = self.folder.grey(path, shape)
+        pixels = self.folder.grey(path, shape, bits=16 if task == "depth" else 8)
         if task == "depth":
             return depth_map(labels.decode_depth(pixels))
         if task == "saliency":
@@ -352,30 +348,11 @@ def _render_missing(root: Path, settings: Settings, sums: dict[str, str], worker
     write_file(root / "SHA256SUMS", _sums_text(sums).encode())
     bar = tqdm(total=len(seeds), initial=len(seeds) - len(jobs), desc=str(root), unit="scene", disable=not progress)
     with bar, (root / "SHA256SUMS").open("a", encoding="utf-8") as sums_file:
-        for written in _in_parallel(jobs, workers):
+        for written in in_parallel(write_scene, jobs, workers):
             sums.update(written)
             sums_file.write(_sums_text(written))
             sums_file.flush()
             bar.update()
-
-
-def _in_parallel(jobs: list[Job], workers: int) -> Iterator[dict[str, str]]:
-    """Results of :func:`write_scene` in order; processes are worth their start only for more than a few scenes."""
-    if workers < 2 or len(jobs) < 2 * workers:
-        yield from map(write_scene, jobs)
-        return
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)),
-        # Forking a process in which torch has started threads may hang it.
-        mp_context=multiprocessing.get_context("spawn"),
-        # Ctrl-C reaches the whole group; the workers finish their file and leave the rest to the parent.
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    )
-    try:
-        yield from pool.map(write_scene, jobs, chunksize=4)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _complete(root: Path, settings: Settings, sums: dict[str, str]) -> str:

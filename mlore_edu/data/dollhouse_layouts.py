@@ -20,6 +20,7 @@ from scipy.io import savemat
 from mlore_edu.atomic import write_atomically
 from mlore_edu.data import labels
 from mlore_edu.data.dollhouse import Scene, scene
+from mlore_edu.data.files import npy_bytes, png_bytes
 from mlore_edu.tasks import DOLLHOUSE_CLASSES, NYUD_CLASSES, PASCAL_CLASSES
 
 Array = npt.NDArray[Any]
@@ -56,24 +57,9 @@ def palette() -> list[int]:
     return [int(value) for value in colours.ravel()]
 
 
-def _png(pixels: Array, colours: list[int] | None = None) -> bytes:
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    if colours is not None:
-        picture.putpalette(colours)  # class maps: indices stay, and a viewer shows colours
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()
-
-
 def _jpeg(pixels: Array) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=95)
-    return stream.getvalue()
-
-
-def _npy(values: Array) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, values)
     return stream.getvalue()
 
 
@@ -115,28 +101,28 @@ def part_annotation(rendered: Scene, name: str) -> dict[str, Any]:
 
 ENCODERS: dict[str, dict[str, Callable[[Scene, str], bytes]]] = {
     "dollhouse": {
-        "images/{}.png": lambda s, _: _png(s.image),
-        "semseg/{}.png": lambda s, _: _png(s.semseg, palette()),
-        "human_parts/{}.png": lambda s, _: _png(s.human_parts, palette()),
-        "saliency/{}.png": lambda s, _: _png(s.saliency * np.uint8(255)),
-        "normals/{}.png": lambda s, _: _png(labels.encode_normals(s.normals)),
-        "depth/{}.png": lambda s, _: _png(labels.encode_depth(s.depth)),
-        "edge/{}.png": lambda s, _: _png(s.edge * np.uint8(255)),
+        "images/{}.png": lambda s, _: png_bytes(s.image),
+        "semseg/{}.png": lambda s, _: png_bytes(s.semseg, palette()),
+        "human_parts/{}.png": lambda s, _: png_bytes(s.human_parts, palette()),
+        "saliency/{}.png": lambda s, _: png_bytes(s.saliency * np.uint8(255)),
+        "normals/{}.png": lambda s, _: png_bytes(labels.encode_normals(s.normals)),
+        "depth/{}.png": lambda s, _: png_bytes(labels.encode_depth(s.depth)),
+        "edge/{}.png": lambda s, _: png_bytes(s.edge * np.uint8(255)),
     },
     "pascal_context": {
         "JPEGImages/{}.jpg": lambda s, _: _jpeg(s.image),
-        "semseg/VOC12/{}.png": lambda s, _: _png(TO_VOC[s.semseg], palette()),
+        "semseg/VOC12/{}.png": lambda s, _: png_bytes(TO_VOC[s.semseg], palette()),
         "pascal-context/trainval/{}.mat": lambda s, _: _mat(LabelMap=TO_LABELMAP[s.semseg]),
         "human_parts/{}.mat": lambda s, name: _mat(anno=part_annotation(s, name)),
-        "normals_distill/{}.png": lambda s, _: _png(labels.encode_normals(s.normals)),
-        "sal_distill/{}.png": lambda s, _: _png(s.saliency * np.uint8(255)),
+        "normals_distill/{}.png": lambda s, _: png_bytes(labels.encode_normals(s.normals)),
+        "sal_distill/{}.png": lambda s, _: png_bytes(s.saliency * np.uint8(255)),
     },
     "nyud_v2": {
-        "images/{}.png": lambda s, _: _png(s.image),
-        "segmentation/{}.png": lambda s, _: _png(labels.encode_nyud_semseg(TO_NYUD[s.semseg])),
-        "normals/{}.png": lambda s, _: _png(labels.encode_normals(s.normals)),
-        "depth/{}.npy": lambda s, _: _npy(s.depth),
-        "edge/{}.png": lambda s, _: _png(s.edge * np.uint8(255)),
+        "images/{}.png": lambda s, _: png_bytes(s.image),
+        "segmentation/{}.png": lambda s, _: png_bytes(labels.encode_nyud_semseg(TO_NYUD[s.semseg])),
+        "normals/{}.png": lambda s, _: png_bytes(labels.encode_normals(s.normals)),
+        "depth/{}.npy": lambda s, _: npy_bytes(s.depth),
+        "edge/{}.png": lambda s, _: png_bytes(s.edge * np.uint8(255)),
     },
 }
 """The files of each layout, and how a scene becomes each of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from dataclasses import dataclass
@@ -26,6 +27,29 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, 
 """What PIL, numpy and scipy raise, between them, on files that are cut off or of another kind."""
 
 
+class FileError(UserError):
+    """What is wrong with one file, in a form that a report can count.
+
+    Parameters
+    ----------
+    name
+        Its path below the data set's folder.
+    kind
+        ``"missing"``, ``"locked"``, ``"damaged"``, ``"size"``, ``"type"`` or ``"value"``.
+    what
+        The fault in words.
+    sentence
+        The fault with path and remedy.
+    """
+
+    def __init__(self, name: str, kind: str, what: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.name, self.kind, self.what = name, kind, what
+
+    def __reduce__(self) -> tuple[Any, ...]:  # exceptions travel between processes as their arguments
+        return FileError, (self.name, self.kind, self.what, str(self))
+
+
 @dataclass(frozen=True)
 class Folder:
     """The folder of a data set, read with errors that a person can act on.
@@ -41,17 +65,19 @@ class Folder:
     root: Path
     remedy: str
 
-    def bad(self, name: str, what: str) -> UserError:
+    def bad(self, name: str, what: str, kind: str = "damaged") -> FileError:
         """The error about one file: what is wrong with it, and the remedy."""
-        return UserError(f"{self.root / name} {what}; {self.remedy}.")
+        return FileError(name, kind, what, f"{self.root / name} {what}; {self.remedy}.")
 
     def _open(self, name: str, read: Any) -> Any:
         try:
             return read(self.root / name)
         except FileNotFoundError:
-            raise self.bad(name, "is missing") from None
+            raise self.bad(name, "is missing", "missing") from None
         except PermissionError:
-            raise UserError(f"{self.root / name} may not be read; grant yourself permission to read it.") from None
+            what = "may not be read"
+            sentence = f"{self.root / name} {what}; grant yourself permission to read it."
+            raise FileError(name, "locked", what, sentence) from None
         except _UNREADABLE as error:
             raise self.bad(name, f"is damaged or of another format ({type(error).__name__}: {error})") from None
 
@@ -60,7 +86,7 @@ class Folder:
         lines = self._open(name, lambda path: path.read_text(encoding="utf-8")).splitlines()
         ids = [line.strip() for line in lines if line.strip()]
         if not ids:
-            raise self.bad(name, "lists no images")
+            raise self.bad(name, "lists no images", "value")
         return ids
 
     def pixels(self, name: str, mode: str | None = None) -> Array:
@@ -71,6 +97,16 @@ class Folder:
                 return np.array(image.convert(mode) if mode and image.mode != mode else image)
 
         return np.asarray(self._open(name, read))
+
+    def size(self, name: str) -> tuple[int, int]:
+        """Height and width of an image file, told by its first bytes."""
+
+        def read(path: Path) -> tuple[int, int]:
+            with Image.open(path) as image:
+                return image.height, image.width
+
+        height, width = self._open(name, read)
+        return height, width
 
     def image(self, name: str) -> tv_tensors.Image:
         """A picture as a uint8 image tensor (3, H, W)."""
@@ -90,10 +126,12 @@ class Folder:
 
         return self._open(name, read)
 
-    def grey(self, name: str, shape: tuple[int, int]) -> Array:
-        """An image file with one channel and the size of the picture."""
+    def grey(self, name: str, shape: tuple[int, int], bits: int = 8) -> Array:
+        """An image file with one channel and the size of the picture; ``bits=16`` for more than 256 values."""
         pixels = self.pixels(name)
         self.check_shape(name, pixels, shape)
+        if bits == 8 and pixels.dtype != np.uint8:
+            raise self.bad(name, f"holds values of type {pixels.dtype}, not of 8 bits", "type")
         return pixels
 
     def coloured(self, name: str, shape: tuple[int, int]) -> Array:
@@ -112,7 +150,7 @@ class Folder:
         """Labels have the size of their image."""
         if values.shape != shape:
             found, wanted = ("×".join(map(str, sizes)) for sizes in (values.shape, shape))
-            raise self.bad(name, f"is {found}, but its image needs {wanted}")
+            raise self.bad(name, f"is {found}, but its image needs {wanted}", "size")
 
     def check_values(self, name: str, values: Array, largest: int, void: int | None = IGNORE) -> None:
         """Class ids are 0…largest, or ``void``."""
@@ -121,7 +159,24 @@ class Folder:
             wrong = wrong[wrong != void]
         if wrong.size:
             kinds = f"0…{largest}" + ("" if void is None else f" and {void}")
-            raise self.bad(name, f"holds the value {wrong.flat[0]}, where only {kinds} can be")
+            raise self.bad(name, f"holds the value {wrong.flat[0]}, where only {kinds} can be", "value")
+
+
+def png_bytes(pixels: Array, colours: list[int] | None = None) -> bytes:
+    """A picture or map as the content of a PNG file; with ``colours``, indices stay and a viewer shows colours."""
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    if colours is not None:
+        picture.putpalette(colours)
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def npy_bytes(values: Array) -> bytes:
+    """An array as the content of a ``.npy`` file."""
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
 
 
 def class_map(values: Array) -> ClassMap:

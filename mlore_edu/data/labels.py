@@ -68,14 +68,21 @@ def decode_normals(pixels: Array, shortest: float = 0.0) -> Array:
         float32 (H, W, 3), unit vectors or zero vectors.
     """
     normals = pixels.astype(np.float32) * np.float32(2 / 255) - 1
-    length = np.sqrt((normals**2).sum(-1, keepdims=True))  # at least 1/255 · √3: v is an integer, zero is not
-    return np.where(length < shortest, np.float32(0), normals / length)
+    x, y, z = np.moveaxis(normals, -1, 0)  # three sums over the map are faster than a sum over three
+    length = np.sqrt(x * x + y * y + z * z)  # at least 1/255 · √3: v is an integer, zero is not
+    normals /= length[..., None]
+    normals[length < shortest] = 0
+    return normals
 
 
-def mask_normals(normals: Array, labelmap: Array) -> Array:
-    """Keep PASCAL-Context's distilled normals where the ``LabelMap`` class is one that NYU also has; zero elsewhere."""
-    valid = np.isin(labelmap, NORMALS_VALID_IDS)
-    return np.where(valid[..., None], normals, np.float32(0))
+def trusted_normals(labelmap: Array) -> Array:
+    """Where PASCAL-Context's distilled normals count: uint8 (H, W), 1 where the ``LabelMap`` class is one of NYU's."""
+    return np.isin(labelmap, NORMALS_VALID_IDS).astype(np.uint8)
+
+
+def mask_normals(normals: Array, trusted: Array) -> Array:
+    """Keep normals (H, W, 3) where ``trusted`` (H, W) is not zero; the zero vector, ignored, elsewhere."""
+    return np.where(trusted[..., None] != 0, normals, np.float32(0))
 
 
 def encode_depth(depth: Array) -> Array:
