@@ -1198,9 +1198,7 @@ for table, pairs_ in steps_of.items():
         value, half = difference(keys[b], keys[a])
         claimed = paper[table][b] - paper[table][a]
         said = verdict(value, half, claimed)
-        print(
-            f"{a:9} → {b:9}{claimed:+6.2f}   {value:+5.1f} ± {half:.1f}   {said}"
-        )
+        print(f"{a:9} → {b:9}{claimed:+6.2f}   {value:+5.1f} ± {half:.1f}   {said}")
 
 # %% [markdown]
 # All steps are noise. On the Dollhouse, with three seeds, SAFF makes no difference to Δm that could be told from the seeds, be it at two scales or at four. The
@@ -1229,7 +1227,9 @@ for table, (a, b) in (
     for task in tasks:
         value, half = difference(keys[b], keys[a], task.name)
         sign = -1 if task.lower_is_better else 1
-        word = ("worse", "better")[value * sign > 0] if abs(value) > half else "noise"
+        word = (
+            ("worse", "better")[value * sign > 0] if abs(value) > half else "noise"
+        )
         print(f"   {task.name:12}{value:+7.2f} ± {half:.2f} {task.unit:2} {word}")
 
 # %% [markdown]

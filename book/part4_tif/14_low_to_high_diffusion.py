@@ -611,7 +611,9 @@ for what in ("macs", "seconds", "memory"):
         f"{what:8} diffusion {100 * extra[0]:+.0f} %, attention {100 * extra[1]:+.0f} %"
     )
 for part in ("Eqs. 11 and 12", "scale 1"):
-    matrix, factors = (measured(part, form, "memory") for form in ("matrix", "factors"))
+    matrix, factors = (
+        measured(part, form, "memory") for form in ("matrix", "factors")
+    )
     print(f"{part}: by factors {factors / matrix:.2f} of the matrix's memory")
 
 # %% [markdown]

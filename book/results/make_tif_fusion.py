@@ -30,7 +30,9 @@ from mlore_edu.decoders.pyramid import align
 ROWS = {
     "W/4 SAFF": SWEEPS["table9"]["W/4 SAFF"],
     "W/O SAFF": SWEEPS["table9"]["W/O SAFF"],
-    "normalised": tif(fusion_norm=True),  # W/4 SAFF with BatchNorms that the paper does not have
+    "normalised": tif(
+        fusion_norm=True
+    ),  # W/4 SAFF with BatchNorms that the paper does not have
 }
 ENCODER = ("backbone.", "decoder.pyramid.", "decoder.fusions.")
 FINEST = (32, 32)

@@ -43,14 +43,27 @@ SWEEPS: Sweeps = {
         "SAFF, SFD": ALONE,
         "SAFF, SFD, LTHD": FULL,
     },
-    "table8": {"Cross-distill": tif(diffusion="none", distillation="cross"), "Self-distill": ALONE},
+    "table8": {
+        "Cross-distill": tif(diffusion="none", distillation="cross"),
+        "Self-distill": ALONE,
+    },
     # No table of the paper: attention at all four scales instead of diffusion, which it avoids for its cost.
-    "high": {"none": ALONE, "LTHD": FULL, "SFD": tif(distilled_scales=4, diffusion="none")},
-    "table9": {"W/O SAFF": tif(fused_scales=0), "W/2 SAFF": tif(fused_scales=2), "W/4 SAFF": FULL},
+    "high": {
+        "none": ALONE,
+        "LTHD": FULL,
+        "SFD": tif(distilled_scales=4, diffusion="none"),
+    },
+    "table9": {
+        "W/O SAFF": tif(fused_scales=0),
+        "W/2 SAFF": tif(fused_scales=2),
+        "W/4 SAFF": FULL,
+    },
     "table7": {"W/1 SFD": tif(distilled_scales=1), "W/2 SFD": FULL},
     # Two tasks, the same two with another, and four: with all tasks' keys, and with each task's own.
     "table1": {
-        f"{row} {names}": interaction(tasks, **({"distillation": "cross"} if row == "w/" else {}))
+        f"{row} {names}": interaction(
+            tasks, **({"distillation": "cross"} if row == "w/" else {})
+        )
         for names, tasks in PAIRS.items()
         for row in ("w/", "w/o")
     },

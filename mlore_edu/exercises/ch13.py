@@ -93,9 +93,7 @@ def check_listened(answer: Any) -> None:
         assert close, f"With {name} a token listens to {truth[0]:.2f} tokens, not {found[0]:.2f}."
 
 
-@exercise(
-    "13.4", hint="Means are added and subtracted; the variances of all four means add, whatever their signs."
-)
+@exercise("13.4", hint="Means are added and subtracted; the variances of all four means add, whatever their signs.")
 def check_added(answer: Any) -> None:
     """``answer(a, b, c, d)``: the difference of differences, and its standard error."""
     generator = torch.Generator().manual_seed(0)
