@@ -339,6 +339,8 @@ def test_a_worker_that_dies_is_explained(tmp_path, monkeypatch):
 def begin(root, workers):
     """Start writing 400 scenes in another process, and wait until a few are there."""
     script = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore Ctrl-C
         "from mlore_edu.data.dollhouse_files import write_dollhouse\n"
         f"write_dollhouse({str(root)!r}, size=64, train=400, val=1, workers={workers}, progress=False)"
     )
