@@ -1,6 +1,19 @@
 """The self-checks tell right from wrong from unanswered, and never stop a chapter."""
 
+import pytest
+
 from mlore_edu.exercises import answered, exercise
+from tests import (
+    test_exercises_ch09,
+    test_exercises_ch11,
+    test_exercises_ch12,
+    test_exercises_ch13,
+    test_exercises_ch14,
+)
+
+CHAPTERS = (test_exercises_ch09, test_exercises_ch11, test_exercises_ch12, test_exercises_ch13, test_exercises_ch14)
+ANSWERS = {check: answers for chapter in CHAPTERS for check, answers in chapter.ANSWERS.items()}
+"""For each self-check its right answer and typical wrong ones, as the chapters' own tests list them."""
 
 
 @exercise("9.9", hint="Think of squares.")
@@ -28,3 +41,24 @@ def test_an_empty_stub_is_not_answered(capsys):
     assert not check_square(lambda x: None)
     assert not check_square(...)
     assert capsys.readouterr().out == "Exercise 9.9: not answered yet.\n" * 3
+
+
+@pytest.mark.parametrize("check", ANSWERS, ids=lambda check: check.__name__)
+def test_the_right_answer_is_correct(check, capsys):
+    right, *_ = ANSWERS[check]
+    assert check(right)
+    assert "correct" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong"), [(check, wrong) for check, (_, *answers) in ANSWERS.items() for wrong in answers]
+)
+def test_a_wrong_answer_gets_a_hint(check, wrong, capsys):
+    assert not check(wrong)
+    assert "Hint:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("check", ANSWERS, ids=lambda check: check.__name__)
+def test_the_empty_stub_is_not_answered_yet(check, capsys):
+    assert not check(lambda *arguments: ...)
+    assert "not answered yet" in capsys.readouterr().out

@@ -75,31 +75,34 @@ class PASCALContext(LabelledImages):
         image = self.picture(name)
         shape = (image.shape[-2], image.shape[-1])
         sample: Sample = {"image": image}
+        sources: dict[str, Array] = {}  # boundaries and trusted normals follow from one file, read once
         for task in self.tasks.names:
-            sample[task] = self._label(task, name, shape)
+            sample[task] = self._label(task, name, shape, sources)
         return {**sample, "meta": {"id": name, "size": shape}}
 
     def picture(self, name: str) -> tv_tensors.Image:
         """One image, uint8 (3, H, W)."""
         return self.folder.image(f"JPEGImages/{name}.jpg")
 
-    def _label(self, task: str, name: str, shape: tuple[int, int]) -> Any:
-        if task in ("semseg", "human_parts"):
-            return class_map(self.stored("semseg", name, shape) if task == "semseg" else self.derive(task, name, shape))
+    def _label(self, task: str, name: str, shape: tuple[int, int], sources: dict[str, Array]) -> Any:
+        if task == "semseg":
+            return class_map(self.stored("semseg", name, shape))
         if task == "saliency":
             return class_map(labels.decode_saliency(self.stored("sal_distill", name, shape)))
-        if task == "edge":
-            return class_map(self.derive("edge", name, shape))
+        if task != "normals":
+            return class_map(self._derive(task, name, shape, sources))
         normals = labels.decode_normals(self.stored("normals_distill", name, shape))
-        return normals_map(labels.mask_normals(normals, self.derive("normals_trusted", name, shape)))
+        return normals_map(labels.mask_normals(normals, self._derive("normals_trusted", name, shape, sources)))
 
-    def derive(self, kind: str, name: str, shape: tuple[int, int]) -> Array:
+    def _derive(self, kind: str, name: str, shape: tuple[int, int], sources: dict[str, Array]) -> Array:
         """A label (H, W) that follows from stored ones: from the cache where it is kept, else by the field's rule."""
         source, rule = DERIVED[kind]
         kept = self.derived.read(kind, self.folder.root / FILES[source][0].format(name))
         if kept is not None and kept.shape == shape:
             return kept
-        return rule(self.stored(source, name, shape))
+        if source not in sources:
+            sources[source] = self.stored(source, name, shape)
+        return rule(sources[source])
 
     def stored(self, kind: str, name: str, shape: tuple[int, int]) -> Array:
         """One file of labels as it is stored, checked; people's parts already merged to six."""
