@@ -19,7 +19,7 @@ from mlore_edu.data.dollhouse_files import DollhouseScenes
 from mlore_edu.data.transforms import train_transform
 from mlore_edu.training.distributed import default_device
 from mlore_edu.training.engine import Training
-from mlore_edu.training.recipe import find_recipe
+from mlore_edu.training.recipes import find_recipe
 from mlore_edu.training.setup import make_model
 
 SETTINGS = {

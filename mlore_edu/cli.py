@@ -175,7 +175,8 @@ def _dollhouse(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from mlore_edu.training.recipe import find_recipe, override
+    from mlore_edu.training.recipe import override
+    from mlore_edu.training.recipes import find_recipe
 
     if options.recipe is None:
         raise UserError("train needs the name of a recipe; 'mlore-edu recipes' lists them.")
@@ -262,7 +263,7 @@ def results_table(tasks: TaskSet, metrics: Mapping[str, float]) -> str:
 
 
 def _recipes(options: argparse.Namespace) -> None:
-    from mlore_edu.training.recipe import RECIPES
+    from mlore_edu.training.recipes import RECIPES
 
     rows = [("recipe", "data", "model", "size", "iterations", "batch", "hardware"), *map(_row, RECIPES.values())]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -13,7 +13,8 @@ from mlore_edu.data.derived import DerivedLabels
 from mlore_edu.data.nyud_v2 import recorded_build
 from mlore_edu.data.pascal_context import DERIVED
 from mlore_edu.errors import UserError
-from mlore_edu.training.recipe import RECIPES, Recipe, load_recipe
+from mlore_edu.training.recipe import Recipe, load_recipe
+from mlore_edu.training.recipes import RECIPES
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy")
 

@@ -323,7 +323,7 @@ def evaluate_released(
     from mlore_edu.data.loaders import make_loader, open_dataset
     from mlore_edu.data.transforms import eval_transform
     from mlore_edu.released import released_model
-    from mlore_edu.training.recipe import RECIPES
+    from mlore_edu.training.recipes import RECIPES
 
     model = released_model(checkpoint_file, img_size).to(distributed.default_device())
     name, tasks = next((name, tasks) for name, tasks in TASK_SETS.items() if tasks.names == tuple(model.heads))

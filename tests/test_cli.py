@@ -16,7 +16,7 @@ from mlore_edu import cli
 from mlore_edu.data.dollhouse_files import write_dollhouse
 from mlore_edu.tasks import DOLLHOUSE
 from mlore_edu.training.checkpoint import latest
-from mlore_edu.training.recipe import RECIPES
+from mlore_edu.training.recipes import RECIPES
 
 TINY_WORDS = (
     "dollhouse_baseline_nano --img-size 64 64 --iterations 2 --batch-size 2 --workers 0 --model-options channels 8 "

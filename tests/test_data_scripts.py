@@ -14,7 +14,7 @@ from mlore_edu.data.catalogue import BENCHMARKS
 from mlore_edu.data.commands import main
 from mlore_edu.data.loaders import open_dataset
 from mlore_edu.doctor import report
-from mlore_edu.training.recipe import RECIPES
+from mlore_edu.training.recipes import RECIPES
 
 ROOTS = {"pascal_context": "PASCALContext", "nyud_v2": "NYUDv2"}
 REPOSITORY = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from mlore_edu.data.derived import derived_folder
 from mlore_edu.data.dollhouse_files import write_dollhouse
 from mlore_edu.data.preparation import prepare
 from mlore_edu.doctor import report
-from mlore_edu.training.recipe import RECIPES
+from mlore_edu.training.recipes import RECIPES
 
 
 def line(text, start):

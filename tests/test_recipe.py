@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import DOLLHOUSE
-from mlore_edu.training.recipe import FREE_FIELDS, RECIPES, Recipe, find_recipe, load_recipe, override
+from mlore_edu.training.recipe import FREE_FIELDS, Recipe, load_recipe, override
+from mlore_edu.training.recipes import RECIPES, find_recipe
 
 NANO = RECIPES["dollhouse_baseline_nano"]
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mlore_edu.tasks import DOLLHOUSE
-from mlore_edu.training.recipe import find_recipe, override
+from mlore_edu.training.recipe import override
+from mlore_edu.training.recipes import find_recipe
 from mlore_edu.training.setup import make_model
 
 RESULTS = Path(__file__).parents[1] / "book" / "results"

@@ -13,7 +13,8 @@ import torch
 
 import mlore_edu as me
 from mlore_edu.data.dollhouse_files import DollhouseFolder, write_dollhouse
-from mlore_edu.training.recipe import find_recipe, override
+from mlore_edu.training.recipe import override
+from mlore_edu.training.recipes import find_recipe
 from mlore_edu.training.setup import make_model
 
 RESULTS = Path(__file__).parents[1] / "book" / "results"

@@ -14,7 +14,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -120,6 +120,15 @@ class Recipe:
     """Let torch.compile fuse the model's kernels: a slow first step, faster ones after it."""
     channels_last: bool = False
     """Store images as (B, H, W, C), which convolutions prefer."""
+    checkpointing: bool = False
+    """Forget the encoder's and the decoder's inner values and compute them again on the way back: less memory, the same
+    gradient, about a third more time."""
+    fused_optimizer: bool = False
+    """Update all weights in one kernel instead of one after the other; the same update."""
+    ema: float = 0.0
+    """Also keep a moving average of the weights, of which each step replaces 1 - ema, and judge that; 0: none."""
+    augment_on_gpu: bool = False
+    """The loading processes only read; the training process augments, on its device: for few cores and a fast GPU."""
     workers: int = 2
     """Processes that load and augment images beside the training process."""
 
@@ -169,6 +178,8 @@ class Recipe:
             raise UserError(f"seed is {self.seed}; give a number from 0 to {2**32 - 1}.")
         if self.drop_path_rate >= 1:
             raise UserError(f"drop_path_rate is {self.drop_path_rate}; give a probability below 1.")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema is {self.ema}; give a share below 1 such as 0.999, or 0 for no average.")
         if not 0 < self.edge_positive_weight < 1:
             raise UserError(f"edge_positive_weight is {self.edge_positive_weight}; give a number between 0 and 1.")
         if min(self.img_size) < 16:
@@ -229,99 +240,6 @@ def _as_tuple(value: Any) -> Any:
     return tuple(_as_tuple(part) for part in value) if isinstance(value, list) else value
 
 
-def _dollhouse_recipes() -> list[Recipe]:
-    """Runs on the data that come with the book; each is written as the difference from the first."""
-    nano = Recipe(
-        name="dollhouse_baseline_nano",
-        hardware="2 CPU cores, minutes",
-        img_size=(128, 128),
-        augmentation="flip",
-        lr=4e-3,  # 0.4 million weights from scratch: 2e-3 learns more slowly, 8e-3 less well
-        edge_positive_weight=0.8,  # the field's 0.95 makes boundaries bloat
-        iterations=400,
-        batch_size=8,  # at equal time, twice the steps of 16 images; better on every task
-        channels_last=True,
-        workers=1,  # loading is light; the cores are better spent on the model
-    )
-    small = replace(nano, name="dollhouse_baseline_nano_64", root="data/dollhouse_64", img_size=(64, 64))
-    mlore = replace(
-        nano,
-        name="dollhouse_mlore_nano",
-        model="mlore_vit_nano",
-        channels_last=False,  # convolutions with a group per task are a tenth faster without
-    )
-    small_mlore = replace(mlore, name="dollhouse_mlore_nano_64", root="data/dollhouse_64", img_size=(64, 64))
-    small_moe = replace(small_mlore, name="dollhouse_moe_nano_64", model="moe_vit_nano")
-    taskexpert = replace(mlore, name="dollhouse_taskexpert_nano", model="taskexpert_vit_nano_12")
-    small_taskexpert = replace(
-        taskexpert, name="dollhouse_taskexpert_nano_64", root="data/dollhouse_64", img_size=(64, 64)
-    )
-    tif = replace(mlore, name="dollhouse_tif_nano", model="tif_vit_nano")
-    small_tif = replace(tif, name="dollhouse_tif_nano_64", root="data/dollhouse_64", img_size=(64, 64))
-    large = replace(
-        nano,
-        name="dollhouse_baseline_vit_small_512",
-        model="baseline_vit_small",
-        hardware="one GPU",
-        root="data/dollhouse_512",
-        difficulty="full",
-        img_size=(512, 512),
-        augmentation="field",
-        lr=2e-4,
-        iterations=20_000,
-        batch_size=16,
-        precision="bf16",
-        workers=8,
-        checkpoint_interval=1000,
-        eval_interval=5000,
-    )
-    return [nano, small, mlore, small_mlore, small_moe, taskexpert, small_taskexpert, tif, small_tif, large]
-
-
-def _benchmark_recipes() -> list[Recipe]:
-    """The papers' settings (TaskExpert Sec. 4, MLoRE Sec. 4.1); what is not named here is a default of the class."""
-    pascal = Recipe(
-        name="pascal_baseline_vit_base",
-        hardware="one GPU",
-        data="pascal_context",
-        root="data/PASCALContext",
-        img_size=(512, 512),
-        model="baseline_vit_base",
-        pretrained=True,
-        drop_path_rate=0.15,
-        iterations=40_000,
-        batch_size=4,
-        workers=4,
-        log_interval=50,
-        checkpoint_interval=1000,
-    )
-    nyud = replace(
-        pascal,
-        name="nyud_baseline_vit_base",
-        data="nyud_v2",
-        root="data/NYUDv2",
-        img_size=(448, 576),
-    )
-    return [pascal, nyud]
-
-
-RECIPES = {recipe.name: recipe for recipe in (*_dollhouse_recipes(), *_benchmark_recipes())}
-"""The named recipes of ``mlore-edu recipes``."""
-
-
-def find_recipe(name: str) -> Recipe:
-    """The named recipe.
-
-    Raises
-    ------
-    UserError
-        If there is none of that name; the sentence offers the closest ones.
-    """
-    if name in RECIPES:
-        return RECIPES[name]
-    raise UserError(f"there is no recipe {name!r}; {_did_you_mean(name, list(RECIPES))}'mlore-edu recipes' lists all.")
-
-
 def override(recipe: Recipe, arguments: Sequence[str]) -> Recipe:
     """The recipe with fields replaced by command-line options such as ``["--lr", "1e-3", "--tasks", "depth"]``.
 
@@ -374,11 +292,12 @@ def _check_option(option: str) -> None:
     known = [field.name.replace("_", "-") for field in fields(Recipe)]
     name = option.split("=")[0].removeprefix("--").replace("_", "-")
     if name.removeprefix("no-") not in [*known, "help", "-h"] or not option.startswith("-"):
-        hint = _did_you_mean(name, known, prefix="--")
+        hint = did_you_mean(name, known, prefix="--")
         raise UserError(f"a recipe has no field {option!r}; {hint}'mlore-edu train RECIPE --help' lists all.")
 
 
-def _did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
+def did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
+    """The question that offers what a user may have meant, or nothing where nothing is close."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return f"did you mean {' or '.join(prefix + match for match in close)}? " if close else ""
 
