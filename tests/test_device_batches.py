@@ -1,4 +1,4 @@
-"""Where a sample is augmented makes no difference: loading processes may only read, the training process does the rest."""
+"""Where a sample is augmented makes no difference: loading processes may only read, the training process goes on."""
 
 import threading
 from contextlib import contextmanager
@@ -79,9 +79,11 @@ def test_a_bad_file_is_one_sentence_when_its_turn_comes(workers):
 @settings(max_examples=40)
 def test_samples_come_out_of_one_stretch_of_memory_as_they_went_in(layouts):
     samples = [
-        {name: torch.arange(prod(shape)).view(shape).to(dtype) for name, (shape, dtype) in layout.items()}
-        | {"draw": draw}
-        for draw, layout in enumerate(layouts)
+        {
+            "draw": draw,
+            **{name: torch.arange(prod(shape)).view(shape).to(dtype) for name, (shape, dtype) in its.items()},
+        }
+        for draw, its in enumerate(layouts)
     ]
     stored = StoredBatch.of(samples)
     assert stored.content.dtype == torch.uint8

@@ -143,7 +143,7 @@ class DeviceAugmentation:
         The loader's.
     device
         Where the tensors of the batch shall be. On a CPU the batches are those of the ordinary loader bit for bit; a
-        GPU rounds otherwise.
+        GPU rounds otherwise, a resized image by up to one of its 255 levels.
     """
 
     def __init__(self, transform: Step, seed: int, device: torch.device) -> None:
