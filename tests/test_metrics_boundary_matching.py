@@ -187,7 +187,7 @@ def test_compiled_functions_equal_their_python_source(monkeypatch):
     rng = np.random.default_rng(0)
     truth, probability = thin(rng.random((9, 10)) < 0.3), np.round(rng.random((9, 10)), 1)
     expected = match_thresholds(probability, truth, (0.2, 0.4, 0.45, 0.6), 2.0)
-    for name in ("thin_pixels", "neighbour_lists", "augment", "repair_matching", "count_matches"):
+    for name in ("peel", "pixels_beside", "thin_pixels", "neighbour_lists", "augment", "repair_matching", "count_matches"):
         monkeypatch.setattr(boundary_matching, name, getattr(boundary_matching, name).py_func)
     assert (match_thresholds(probability, truth, (0.2, 0.4, 0.45, 0.6), 2.0) == expected).all()
 
