@@ -18,8 +18,7 @@ from mlore_edu.data.datasets import LabelledImages
 from mlore_edu.data.loaders import Batch
 from mlore_edu.data.tensors import Sample
 from mlore_edu.data.transforms import denormalise
-from mlore_edu.metrics import Meter, make_meters
-from mlore_edu.metrics.boundary import DOLLHOUSE_BOUNDARY, NYUD_BOUNDARY, PASCAL_BOUNDARY
+from mlore_edu.metrics import BOUNDARY_PROTOCOLS, Meter, make_meters
 from mlore_edu.pictures import panel
 from mlore_edu.tasks import Task, TaskSet
 from mlore_edu.training import distributed
@@ -80,7 +79,7 @@ def decode(predictions: Mapping[str, Tensor], tasks: TaskSet) -> Answers:
     return decoded
 
 
-PROTOCOLS = {"pascal": PASCAL_BOUNDARY, "nyud": NYUD_BOUNDARY, "dollhouse": DOLLHOUSE_BOUNDARY}
+PROTOCOLS = BOUNDARY_PROTOCOLS
 """Boundary protocols by the name that recipes use."""
 
 
