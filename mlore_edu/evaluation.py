@@ -162,8 +162,10 @@ def evaluate(
     Evaluation
         Metrics and details by task. Source of the protocols: chapter 2.
     """
-    with evaluating(model) as device:
-        batches = tqdm(loader, desc="evaluating", disable=not progress, leave=False)
+    with (
+        evaluating(model) as device,
+        tqdm(loader, desc="evaluating", disable=not progress, leave=False) as batches,
+    ):
         answered = ((decode(model(batch["image"].to(device)).predictions, tasks), batch) for batch in batches)
         return score(keep(answered) if keep else answered, meters or make_meters(tasks))
 

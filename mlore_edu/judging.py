@@ -261,8 +261,8 @@ def judge_predictions(
     read = ReadPredictions(files, tasks, img_size or FRAMES.get(data))
     dataset = dataset.using(tasks=tasks, transform=Pipeline((read, IgnoreEmptyParts(), ToTargets())))
     boundary, saliency, meters = _protocol(data, tasks, choices)
-    batches = tqdm(_share(dataset, 1), desc="evaluating", disable=not choices.progress, leave=False)
-    evaluation = score(((batch["meta"][0]["predictions"], batch) for batch in batches), meters)
+    with tqdm(_share(dataset, 1), desc="evaluating", disable=not choices.progress, leave=False) as batches:
+        evaluation = score(((batch["meta"][0]["predictions"], batch) for batch in batches), meters)
     if choices.pictures and distributed.is_main():
         with explain_disk_errors(f"the pictures to {choices.pictures}", option="--pictures"):
             samples = (dataset[index] for index in spread(len(dataset), choices.count))
@@ -290,8 +290,13 @@ def _what_was_there(tasks: TaskSet, files: PredictionFiles, images: int) -> tupl
     for name, present in files.names.items():
         if len(present) < images:
             remarks.append(f"{name} is judged on {len(present)} of {images} images")
-        if files.strangers[name]:
-            remarks.append(f"{files.strangers[name]} files of {name} are named after no image of the split; not read")
+        if count := files.strangers[name]:
+            their = (
+                "file of {} is named after no image of the split and was"
+                if count == 1
+                else ("files of {} are named after no image of the split and were")
+            )
+            remarks.append(f"{count} {their.format(name)} not read")
     return tuple(remarks)
 
 

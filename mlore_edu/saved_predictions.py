@@ -105,10 +105,8 @@ def find_predictions(root: Path, tasks: TaskSet, ids: Sequence[str], *, partial:
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         task = SYNONYMS.get(folder.name.lower(), folder.name.lower())
         if task not in tasks:
-            known = ", ".join(tasks.names)
-            raise UserError(
-                f"{folder} is named after no task of {tasks.name}; call it one of {known}, or move it away."
-            )
+            known = f"{tasks.name} ({', '.join(tasks.names)})"
+            raise UserError(f"{folder} is named after no task of {known}; rename it, or move it away.")
         if task in found:
             raise UserError(f"{found[task]} and {folder} are both {task}; move one of them away.")
         found[task] = folder
