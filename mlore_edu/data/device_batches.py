@@ -1,7 +1,7 @@
 """From the loading processes to a GPU in one piece, and one batch ahead of the training step (chapter 16).
 
-Augmenting a sample takes a core two to three times as long as reading it. Where cores are few and the GPU is fast, the
-loading processes therefore only read, and the training process augments on its device
+About half of what a loading process does is augmenting (``benchmarks/loading.py``). Where cores are few and the GPU is
+fast, the loading processes therefore only read, and the training process augments on its device
 (``make_loader(..., device=...)``). Samples as they are stored have many tensors of many sizes: a
 :class:`StoredBatch` lays them one after the other in one stretch of bytes, so that a batch is one message between
 processes and one transfer to the GPU. :func:`one_ahead` prepares the next batch while the GPU is busy with this one.
