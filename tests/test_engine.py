@@ -1,7 +1,6 @@
 """The training loop: its arithmetic against formulas, and its promise that a run broken anywhere goes on unchanged."""
 
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from training_fakes import RECIPE, Countdown, Noise, make_model, press_ctrl_c, run
+from training_fakes import RECIPE, Countdown, Noise, assert_same_run, make_model, press_ctrl_c, run, same_log
 
 from mlore_edu.errors import UserError
 from mlore_edu.losses import MultiTaskLoss
@@ -51,36 +50,6 @@ def batch_of(tasks, size=4):
 
 def flat(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-
-
-def same_log(first, second):
-    """Logs are equal but for the speed."""
-    logs = [
-        [{**entry, "images_per_second": 0} for entry in read_log(Path(path) / "log.jsonl")] for path in (first, second)
-    ]
-    return logs[0] == logs[1]
-
-
-def same_values(first, second):
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(map(same_values, first, second))
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same_values(first[key], second[key]) for key in first)
-    return first == second
-
-
-def assert_same_run(first, second):
-    """Weights, optimiser, random numbers, log and metrics of two complete runs agree to the last bit."""
-    (weights, state), (other_weights, other_state) = (
-        checkpoint.load(checkpoint.latest(Path(folder) / "checkpoints")) for folder in (first, second)
-    )
-    assert weights.keys() == other_weights.keys()
-    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
-    assert same_values(state, other_state)
-    assert same_log(first, second)
-    assert (Path(first) / "metrics.json").read_bytes() == (Path(second) / "metrics.json").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -367,10 +336,16 @@ def test_another_recipe_or_other_peoples_files_in_the_folder_are_left_alone(tmp_
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
     run(tmp_path, tasks=("depth",), iterations=1)
-    with (tmp_path / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    hold = (
+        "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); print(); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", hold, tmp_path / "lock"], **pipes) as other:
+        other.stdout.readline()  # it has the lock
         with pytest.raises(UserError, match="another process is training in"):
             run(tmp_path, tasks=("depth",), iterations=1)
+        other.communicate()
+    run(tmp_path, tasks=("depth",), iterations=1)  # and nobody has it now
 
 
 def test_a_batch_that_cannot_be_divided_among_processes_is_a_user_error(monkeypatch):
