@@ -10,15 +10,12 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from mlore_edu.cli_evaluate import add_evaluate
 from mlore_edu.comparison import results_table
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import TASK_SETS
-
-if TYPE_CHECKING:
-    from mlore_edu.training.recipe import Recipe
 
 RUNS = Path("runs")
 """Where runs go unless ``--run`` names a folder."""
@@ -106,7 +103,8 @@ def _parser() -> argparse.ArgumentParser:
 
     add_evaluate(commands)
 
-    recipes = commands.add_parser("recipes", help="list the recipes")
+    recipes = commands.add_parser("recipes", help="list the recipes with what they cost, or show one in detail")
+    recipes.add_argument("recipe", nargs="?", help="where its settings come from, and what memory can be saved")
     recipes.set_defaults(run_command=_recipes)
 
     complexity = commands.add_parser("complexity", help="count a model's parameters and multiply-accumulates")
@@ -185,21 +183,10 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _recipes(options: argparse.Namespace) -> None:
-    from mlore_edu.training.recipes import RECIPES
+    from mlore_edu.training.listing import recipe_details, recipes_table
+    from mlore_edu.training.recipes import find_recipe
 
-    rows = [("recipe", "data", "model", "size", "iterations", "batch", "hardware"), *map(_row, RECIPES.values())]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
-    print("\nA single-task baseline: mlore-edu train RECIPE --tasks depth --run runs/NAME")
-
-
-def _row(recipe: Recipe) -> tuple[str, ...]:
-    height, width = recipe.img_size
-    return (
-        *(recipe.name, recipe.data, recipe.model, f"{height}×{width}"),
-        *(str(recipe.iterations), str(recipe.batch_size), recipe.hardware),
-    )
+    print(recipes_table() if options.recipe is None else recipe_details(find_recipe(options.recipe)))
 
 
 def _complexity(options: argparse.Namespace) -> None:
