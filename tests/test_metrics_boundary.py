@@ -25,6 +25,7 @@ from mlore_edu.metrics.boundary import (
     region_outlines,
     ridge_normals,
     suppress,
+    triangle_smooth,
 )
 
 FEW = BoundaryProtocol(max_distance=0.1, thresholds=(0.05, 0.25, 0.5, 0.75, 0.95), border=2)
@@ -285,6 +286,17 @@ def test_suppression_leaves_the_crest_of_a_broad_ridge():
     kept = suppress(probability, replace(PASCAL_BOUNDARY, border=0)) > 0
     assert (np.flatnonzero(kept.any(0)) == [10]).all()
     assert kept[:, 10].all()
+
+
+def test_presmoothing_filters_with_one_two_one_before_ridges_are_sought():
+    spot = np.zeros((9, 9))
+    spot[4, 4] = 1
+    assert (triangle_smooth(spot, 1)[3:6, 3:6] * 16).tolist() == [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
+    assert (triangle_smooth(spot, 0) == spot).all()
+    once = replace(PASCAL_BOUNDARY, levels=0)
+    image = np.random.default_rng(5).random((20, 24))
+    smoothed = suppress(image, replace(once, presmoothing_radius=1))
+    assert (smoothed == suppress(triangle_smooth(image, 1), once)).all()
 
 
 def test_probabilities_are_rounded_to_eight_bits():

@@ -45,6 +45,7 @@ def test_every_variant_has_a_name_and_differs_from_its_parent_in_one_choice():
 def test_the_variants_say_what_their_names_say():
     assert BOUNDARY_PROTOCOLS["pascal_99"].thresholds == PASCAL_BOUNDARY.thresholds[1:-1]
     assert BOUNDARY_PROTOCOLS["pascal_unsuppressed"] == replace(PASCAL_BOUNDARY, suppress=False)
+    assert BOUNDARY_PROTOCOLS["pascal_presmoothed"] == replace(PASCAL_BOUNDARY, presmoothing_radius=1)
     assert BOUNDARY_PROTOCOLS["nyud_narrow"].max_distance == PASCAL_BOUNDARY.max_distance
     assert BOUNDARY_PROTOCOLS["nyud_drawn_once"] == replace(PASCAL_BOUNDARY, max_distance=0.011)
 

@@ -33,11 +33,19 @@ class ImageCounts(NamedTuple):
     true: int
 
 
+def triangle_smooth(image: Floats, radius: int) -> Floats:
+    """Filter along both axes with weights that fall linearly to 0 at ``radius + 1``; the image goes on mirrored."""
+    triangle = np.minimum(np.arange(1, 2 * radius + 2), np.arange(2 * radius + 1, 0, -1)) / (radius + 1) ** 2
+    return cast(Floats, convolve1d(convolve1d(image, triangle, axis=0), triangle, axis=1))
+
+
 def ridge_normals(probability: Floats, radius: int) -> Floats:
     """Return the direction across the ridge at each pixel, in radians from the x axis towards the y axis (down).
 
     The second derivatives of the smoothed map say how it bends: across a ridge strongly, along it hardly. The field
     takes arctan(±Oyy / Oxx); on a straight ridge at angle a this is arctan(tan² a), exact at multiples of 45 degrees.
+    Its sign is that of −Oxy, 0 included, and then a ridge that is horizontal to the last bit is not thinned at all;
+    here it is, like any other.
 
     Parameters
     ----------
@@ -46,8 +54,7 @@ def ridge_normals(probability: Floats, radius: int) -> Floats:
     radius
         Of the triangle filter, in pixels.
     """
-    triangle = np.minimum(np.arange(1, 2 * radius + 2), np.arange(2 * radius + 1, 0, -1)) / (radius + 1) ** 2
-    smooth = convolve1d(convolve1d(probability, triangle, axis=0), triangle, axis=1)  # mirrored at the border
+    smooth = triangle_smooth(probability, radius)
 
     def derivative(values: Floats, axis: int) -> Floats:
         single = values.shape[axis] == 1
@@ -103,6 +110,7 @@ def suppress(probability: Floats, protocol: BoundaryProtocol) -> Floats:
     if protocol.levels:
         probability = np.round(probability * protocol.levels) / protocol.levels
     if protocol.suppress:
+        probability = triangle_smooth(probability, protocol.presmoothing_radius)
         normals = ridge_normals(probability, protocol.smoothing_radius)
         probability = keep_ridges(probability, normals, protocol.suppression_radius, protocol.suppression_multiplier)
         probability = fade_border(probability, protocol.border)

@@ -70,15 +70,18 @@ def peel(grid: NDArray[np.uint8], candidates: Ints, ring: Ints, removable: NDArr
 
 @compiled
 def pixels_beside(grid: NDArray[np.uint8], positions: Ints, ring: Ints) -> Ints:
-    """List the set neighbours of some positions."""
+    """List the set neighbours of some positions, each once."""
     found = np.empty(8 * len(positions), np.int64)
     count = 0
     for position in positions:
         for step in ring:
-            if grid[position + step]:
+            if grid[position + step] == 1:
+                grid[position + step] = 2  # listed
                 found[count] = position + step
                 count += 1
-    return found[:count]
+    found = found[:count]
+    grid[found] = 1
+    return found
 
 
 @compiled
