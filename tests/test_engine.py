@@ -22,6 +22,7 @@ from mlore_edu.tasks import DOLLHOUSE
 from mlore_edu.training import checkpoint
 from mlore_edu.training.engine import Training, split
 from mlore_edu.training.run_folder import Log, RunFolder, read_log
+from mlore_edu.training.setup import make_optimizer
 
 CPU = torch.device("cpu")
 SGD = dataclasses.replace(
@@ -375,6 +376,54 @@ def test_compile_and_channels_last_change_how_not_what_is_computed(monkeypatch):
     second = Training(model, fast, CPU).step(batch)
     assert compiled == [model]
     assert first["loss"] == pytest.approx(second["loss"], rel=1e-4)  # other kernels, other rounding
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_fused_optimiser_makes_the_same_update(optimizer):
+    weights = {}
+    for fused in (False, True):
+        recipe = dataclasses.replace(RECIPE, optimizer=optimizer, weight_decay=0.1, lr=0.1, fused_optimizer=fused)
+        model = OneConvolution()
+        steps = make_optimizer(model, recipe)
+        for number in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, 0.5 - number)
+            steps.step()
+        weights[fused] = flat(model)
+    torch.testing.assert_close(weights[True], weights[False])
+
+
+def test_augmenting_in_the_training_process_changes_nothing_but_the_place(tmp_path):
+    """On a CPU not even the last digit: the same transform runs with the same chance."""
+    run(tmp_path / "here")
+    run(tmp_path / "there", augment_on_gpu=True, workers=1)
+    (first, _), (second, _) = (
+        checkpoint.load(checkpoint.latest(tmp_path / name / "checkpoints")) for name in ("here", "there")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_moving_average_of_the_weights_is_that_of_its_definition_and_is_what_is_judged():
+    recipe = dataclasses.replace(SGD, ema=0.75, lr=0.1, iterations=4)
+    training = Training(OneConvolution(("depth",)), recipe, CPU)
+    batch, average = batch_of(recipe.task_set), None
+    for _ in range(4):
+        training.step(batch)
+        weights = flat(training.model).clone()
+        average = weights if average is None else 0.75 * average + 0.25 * weights  # it begins with the first step's
+        torch.testing.assert_close(flat(training.judged), average, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(flat(training.judged), flat(training.model))
+
+
+def test_a_broken_run_with_a_moving_average_goes_on_as_if_nothing_had_happened(tmp_path):
+    run(tmp_path / "unbroken", ema=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", ema=0.5, on_load=Countdown(5, press_ctrl_c))
+    assert not (tmp_path / "broken/metrics.json").exists()
+    run(tmp_path / "broken", ema=0.5)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+    judged, state = checkpoint.load(checkpoint.latest(tmp_path / "broken/checkpoints"))
+    assert any(not torch.equal(judged[name], state["weights"][name]) for name in judged)
 
 
 def test_tensorboard_files_hold_the_log(tmp_path):

@@ -160,6 +160,7 @@ class Training:
             start_iteration=self.iteration,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
+            device=self.device if self.recipe.augment_on_gpu else None,
         )
 
     def step(self, batch: Batch) -> dict[str, Any]:
