@@ -25,7 +25,8 @@ def add_evaluate(commands: argparse._SubParsersAction[Any]) -> None:
     evaluate.add_argument("--released", type=Path, metavar="FILE", help="instead a checkpoint of MLoRE's authors")
     evaluate.add_argument("--predictions", type=Path, metavar="FOLDER", help="instead files FOLDER/<task>/<id>.png|npy")
     evaluate.add_argument("--root", help="where the data set is, if it was moved")
-    evaluate.add_argument("--boundary-protocol", choices=["pascal", "nyud", "dollhouse"], help="(the data set's)")
+    evaluate.add_argument("--boundary-protocol", metavar="NAME", help="which odsF (the run's, or the data set's)")
+    evaluate.add_argument("--boundary-images", type=Path, metavar="FILE", help="ids whose boundaries count (all)")
     evaluate.add_argument("--saliency", choices=["standard", "released"], help="which maxF (the run's, or standard)")
     evaluate.add_argument("--single-task", type=Path, nargs="+", metavar="RUN", help="runs of one task each, for Δm")
     out = evaluate.add_argument_group("what to write")
@@ -59,6 +60,8 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     """Say now what would be said after hours of counting boundaries."""
+    from mlore_edu.metrics import BOUNDARY_PROTOCOLS
+
     given = [name for name in ("run", "released", "predictions") if getattr(options, name) is not None]
     if len(given) != 1:
         raise UserError(
@@ -74,6 +77,9 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"predictions do not say what they are of; give --data {', '.join(TASK_SETS)}.")
     if options.predictions and options.save_predictions:
         raise UserError("these predictions are saved already; leave out --save-predictions.")
+    if options.boundary_protocol and options.boundary_protocol not in BOUNDARY_PROTOCOLS:
+        known = ", ".join(BOUNDARY_PROTOCOLS)
+        raise UserError(f"there is no --boundary-protocol {options.boundary_protocol}; choose one of {known}.")
     if options.count < 1:
         raise UserError(f"--count is {options.count}; give at least 1, or leave out --pictures.")
     if options.json and not options.json.parent.is_dir():
@@ -108,6 +114,7 @@ def _judge(options: argparse.Namespace) -> Judgement:
     choices = Choices(
         root=options.root,
         boundary=options.boundary_protocol,
+        boundary_images=options.boundary_images,
         saliency=options.saliency,
         save=options.save_predictions,
         pictures=options.pictures,

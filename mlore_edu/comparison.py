@@ -81,14 +81,15 @@ class PaperRow:
     ----------
     method, backbone
         As the paper calls them.
-    source
-        Where they are printed.
+    paper, source
+        Which paper prints them, and where.
     metrics
         By task.
     """
 
     method: str
     backbone: str
+    paper: str
     source: str
     metrics: Mapping[str, float]
 
@@ -131,7 +132,9 @@ def paper_rows(data: str, model: str | None = None) -> list[PaperRow]:
         same_backbone = row.backbone == BACKBONES.get(backbone)
         ranked.append((0 if same_method and same_backbone else 1 if same_backbone else 2 if same_method else 3, row))
     alike = [row for rank in (0, 1, 2) for its, row in ranked if its == rank]
-    return alike or [row for row in rows.values() if row.method.partition(" (")[0] in METHODS.values()]
+    return alike or [
+        row for method in METHODS.values() for row in rows.values() if row.method.partition(" (")[0] == method
+    ]
 
 
 def _rows(place: _Place) -> list[PaperRow]:
@@ -145,7 +148,7 @@ def _rows(place: _Place) -> list[PaperRow]:
             continue
         metrics = {task: value for task in tasks if isinstance(value := row[task], float)}
         method = place.methods[name] if place.methods else name
-        rows.append(PaperRow(method, place.backbone or str(row["backbone"]), table.source, metrics))
+        rows.append(PaperRow(method, place.backbone or str(row["backbone"]), place.paper, table.source, metrics))
     return rows
 
 
@@ -159,11 +162,12 @@ def differences(judged: Judgement) -> list[str]:
     all_images = BENCHMARKS[judged.data].counts["val"]
     if judged.images != all_images:
         found.append(f"{judged.images} images, the papers' {all_images:,}")
-    if "saliency" in judged.tasks and judged.saliency == "standard":
+    of_mlore = any(row.paper != "tif" for row in paper_rows(judged.data, judged.model))
+    if "saliency" in judged.tasks and judged.saliency == "standard" and of_mlore:
         found.append("maxF is the standard one, MLoRE's and its forerunners' the released one (--saliency released)")
     if "edge" in judged.tasks:
         if judged.data == "pascal_context" and judged.evaluation.details["edge"]["images"] != ODS_IMAGES:
-            found.append(f"the papers' odsF is over {ODS_IMAGES:,} of the {all_images:,} images")
+            found.append(f"the papers' odsF is over {ODS_IMAGES:,} of the {all_images:,} images (--boundary-images)")
         if judged.boundary != CUSTOM[judged.data]:
             found.append(f"odsF is by the protocol {judged.boundary}, the papers' by {CUSTOM[judged.data]}")
     if judged.training:
@@ -210,7 +214,7 @@ def beside_the_papers(judged: Judgement) -> str:
     unlike = differences(judged)
     return "\n".join(
         [
-            "beside the papers' models, and how far this one is above (+) or below (-) each:",
+            "\nbeside the papers' models, and how far this one is above (+) or below (-) each:",
             *table,
             *(f"[{number}] {source}" for number, source in enumerate(sources, 1)),
             *([f"not alike: {'; '.join(unlike)}"] if unlike else []),

@@ -7,9 +7,8 @@ numbers, and everything about how they came about that a reader of a table would
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +17,13 @@ from tqdm import tqdm
 
 from mlore_edu.data.catalogue import BENCHMARKS
 from mlore_edu.data.datasets import LabelledImages
-from mlore_edu.data.loaders import Loader, make_loader, open_dataset
+from mlore_edu.data.loaders import Batch, Loader, make_loader, open_dataset
 from mlore_edu.data.transforms import IgnoreEmptyParts, Pipeline, ToTargets, eval_transform
 from mlore_edu.errors import UserError
 from mlore_edu.evaluation import (
     PROTOCOLS,
+    Answered,
+    Answers,
     Evaluation,
     draw,
     draw_answers,
@@ -31,7 +32,7 @@ from mlore_edu.evaluation import (
     score,
     spread,
 )
-from mlore_edu.metrics import Meter, make_meters
+from mlore_edu.metrics import Meter, make_meters, read_image_ids
 from mlore_edu.metrics.saliency import Variant
 from mlore_edu.saved_predictions import FRAMES, PredictionFiles, ReadPredictions, find_predictions, save_answers
 from mlore_edu.tasks import TASK_SETS, TaskSet
@@ -61,7 +62,9 @@ class Choices:
     root
         Folder of the data set; that of the run, or of the recipes, if not given.
     boundary
-        ``"pascal"``, ``"nyud"`` or ``"dollhouse"``, in place of the run's or the data set's.
+        One of ``BOUNDARY_PROTOCOLS`` by name, in place of the run's or the data set's.
+    boundary_images
+        File that lists the images whose boundaries count, one id a line; all, if not given.
     saliency
         Variant of maxF in place of the run's or ``"standard"``; ``"released"`` is the one behind the papers' numbers.
     save
@@ -74,6 +77,7 @@ class Choices:
 
     root: str | None = None
     boundary: str | None = None
+    boundary_images: Path | None = None
     saliency: Variant | None = None
     save: Path | None = None
     pictures: Path | None = None
@@ -180,12 +184,38 @@ def _judge_model(
     model: nn.Module, loader: Loader, dataset: LabelledImages, meters: Mapping[str, Meter], choices: Choices
 ) -> Evaluation:
     """Judge a model's answers, and save and draw them where that is asked for."""
+    listed = _listed(dataset, choices)
+
+    def keep(answered: Answered) -> Answered:
+        return only_listed(save_answers(answered, choices.save, dataset.tasks) if choices.save else answered, listed)
+
     model.to(distributed.default_device())
-    keep = partial(save_answers, folder=choices.save, tasks=dataset.tasks) if choices.save else None
     evaluation = evaluate(model, loader, dataset.tasks, meters=meters, progress=choices.progress, keep=keep)
     if choices.pictures and distributed.is_main():
         draw(model, dataset, dataset.tasks, choices.pictures, choices.count, "--pictures")
     return evaluation
+
+
+def _listed(dataset: LabelledImages, choices: Choices) -> frozenset[str]:
+    """Ids of the images whose boundaries count."""
+    return read_image_ids(choices.boundary_images, dataset.ids) if choices.boundary_images else frozenset(dataset.ids)
+
+
+def only_listed(answered: Answered, listed: Collection[str]) -> Iterator[tuple[Answers, Batch]]:
+    """Take the boundaries of all but some images out of what is judged; the other tasks stay.
+
+    Parameters
+    ----------
+    answered
+        Answers and batches.
+    listed
+        Ids of the images whose boundaries count, such as the 2,498 of PASCAL-Context behind published odsF values.
+    """
+    for answers, batch in answered:
+        yield {name: answer for name, answer in answers.items() if name != "edge"}, batch
+        chosen = [index for index, meta in enumerate(batch["meta"]) if meta["id"] in listed]
+        if "edge" in answers and chosen:
+            yield {"edge": answers["edge"][chosen]}, {"edge": batch["edge"][chosen]}
 
 
 def judge_released(
@@ -256,13 +286,15 @@ def judge_predictions(
     """
     root, everything = _root(data, choices), TASK_SETS[data]
     dataset = open_dataset(data, root, "val", everything)
+    listed = _listed(dataset, choices)
     files = find_predictions(folder, everything, dataset.ids, partial=partial)
     tasks = everything.subset(*files.names)
     read = ReadPredictions(files, tasks, img_size or FRAMES.get(data))
     dataset = dataset.using(tasks=tasks, transform=Pipeline((read, IgnoreEmptyParts(), ToTargets())))
     boundary, saliency, meters = _protocol(data, tasks, choices)
     with tqdm(_share(dataset, 1), desc="evaluating", disable=not choices.progress, leave=False) as batches:
-        evaluation = score(((batch["meta"][0]["predictions"], batch) for batch in batches), meters)
+        answered = ((batch["meta"][0]["predictions"], batch) for batch in batches)
+        evaluation = score(only_listed(answered, listed), meters)
     if choices.pictures and distributed.is_main():
         with explain_disk_errors(f"the pictures to {choices.pictures}", option="--pictures"):
             samples = (dataset[index] for index in spread(len(dataset), choices.count))

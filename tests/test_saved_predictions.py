@@ -400,6 +400,8 @@ def test_a_run_saves_its_predictions_and_they_are_judged_like_the_run(trained, t
         ("RUN --save-predictions SAVED", "is not an empty folder; choose another with --save-predictions"),
         ("RUN --pictures SAVED", "is not an empty folder; choose another with --pictures"),
         ("RUN --pictures SAVED/depth/1000000.npy", "is not an empty folder; choose another with --pictures"),
+        ("RUN --boundary-protocol mine", "there is no --boundary-protocol mine; choose one of pascal, "),
+        ("RUN --boundary-images ROOT/none.txt", "none.txt cannot be read"),
         ("RUN --count 0", "--count is 0; give at least 1"),
         ("RUN --save-predictions /proc/p", "cannot write the predictions to /proc/p"),
         ("--predictions SAVED --data dollhouse --root ROOT --pictures /proc/p", "cannot write the pictures to /proc/p"),
