@@ -35,9 +35,6 @@ BACKBONES = {
 }
 """What they call this book's backbones; the others are in no table."""
 
-SCHEDULES = {**dict.fromkeys(("baseline", "moe", "mlore", "taskexpert"), (40_000, 4)), "tif": (50_000, 8)}
-"""Iterations and images a batch in the papers (TaskExpert Sec. 4, MLoRE Sec. 4.1, TIF's implementation details)."""
-
 ODS_IMAGES = 2_498
 """Images of PASCAL-Context's 5,105 that the papers' odsF is measured on."""
 
@@ -182,7 +179,10 @@ def _training_differences(judged: Judgement, frame: tuple[int, int]) -> list[str
     iteration, iterations, batch_size, img_size = judged.training
     if iteration < iterations:
         found.append(f"this is iteration {iteration:,} of {iterations:,}, the papers' numbers are of the last")
-    steps, images = SCHEDULES[judged.model.partition("_")[0]]
+    decoder, _, backbone = judged.model.partition("_")
+    paper = decoder if decoder in ("taskexpert", "tif") else "mlore"  # which also has the baselines
+    settings = published.settings(paper, judged.data, backbone)
+    steps, images = settings["iterations"].value, settings["batch_size"].value
     if (iterations, batch_size) != (steps, images):
         found.append(f"{iterations:,} iterations of {batch_size} images, the papers' {steps:,} of {images}")
     if img_size != frame:

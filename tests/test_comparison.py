@@ -205,9 +205,8 @@ def test_the_record_keeps_the_protocol_the_papers_rows_and_the_versions():
 
 def single(folder, task, metric, **changes):
     """The folder of a complete run of one task."""
-    recipe = Recipe(
-        name=task, data="nyud_v2", tasks=(task,), saliency_variant="released", img_size=(448, 576), **changes
-    )
+    common = {"data": "nyud_v2", "saliency_variant": "released", "img_size": (448, 576)}
+    recipe = Recipe(name=task, tasks=(task,), **{**common, **changes})
     run = folder / f"{task}_{metric}"
     run.mkdir(parents=True)
     (run / "recipe.json").write_text(recipe.to_json())
@@ -243,6 +242,9 @@ def test_runs_that_are_no_baseline_are_named_in_one_sentence(tmp_path):
     other = single(tmp_path, "edge", 70.0, boundary_protocol="dollhouse")
     with pytest.raises(UserError, match=r"edge_70.0 was judged by another protocol of edge; choose the same one"):
         gain_over(single_task_runs([other]), judgement("nyud_v2"))
+    other = single(tmp_path, "saliency", 80.0, data="pascal_context")
+    with pytest.raises(UserError, match=r"saliency_80.0 was judged by another protocol of saliency"):
+        gain_over(single_task_runs([other]), judgement(saliency="standard"))
 
 
 # --- the command line, on Dollhouse in the benchmarks' formats -----------------------------------------------------
