@@ -17,7 +17,7 @@ import os
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,8 @@ for name in given.files:
         told[name] = {"seconds": seconds, "pairs": pairs}
     elif kind == "identical":
         told[name] = {"pairs": [matched(given[name], given[name])]}
+    elif kind == "crest":
+        told[name] = fast_nms(given[name].astype(np.float32), 1, 5, 1.01).astype(float).tolist()
     elif kind == "probability":
         told["kept" + number] = fast_nms(given[name].astype(np.float32), 1, 5, 1.01).astype(float).tolist()
         told["whole" + number] = everything(given[name], truth)
@@ -201,23 +203,49 @@ def whole(maps: list[tuple[np.ndarray, np.ndarray]], told: dict[str, Any]) -> di
     }
 
 
-def identical(python: Path) -> dict[str, int]:
-    """How many pixels of a map find a partner in the map itself."""
+def identical(python: Path) -> dict[str, Any]:
+    """How many pixels of a map find a partner in the map itself, asked twice: the reference draws random numbers."""
     mask = thin(noise_maps(0, 375, 500)[0] > 0.8)
-    return {"pixels": int(mask.sum()), "matched": ask(python, {"identical0": mask})["identical0"]["pairs"][0][0]}
+    asked = [ask(python, {"identical0": mask})["identical0"]["pairs"][0][0] for _ in range(2)]
+    return {"pixels": int(mask.sum()), "matched": asked}
+
+
+def crests(python: Path) -> dict[str, float]:
+    """What suppression makes of a straight ridge of height 1: its height, and its pixels if it lies or stands."""
+    profile = np.exp(-((np.arange(101) - 50) ** 2) / 18)
+    standing = np.tile(profile, (101, 1))
+    told = {
+        key: np.array(its)
+        for key, its in ask(python, {"crest0": standing, "crest1": standing.T}).items()
+        if "crest" in key
+    }
+    ours = [suppress(image, replace(PASCAL_PRESMOOTHED_BOUNDARY, levels=0)) for image in (standing, standing.T)]
+    return {
+        "height": float(told["crest0"].max()),
+        "smoothed once": (1 + float(np.exp(-1 / 18))) / 2,
+        "standing": int((told["crest0"] > 0.05).sum()),
+        "lying": int((told["crest1"] > 0.05).sum()),
+        "standing, library": int((ours[0] > 0.05).sum()),
+        "lying, library": int((ours[1] > 0.05).sum()),
+    }
 
 
 def main(options: Options) -> None:
     start = time.perf_counter()
     small = [small_maps(number) for number in range(options.small)]
     large = [network_maps(number, 375, 500) for number in range(options.large)]
-    record = {**versions(), "load": os.getloadavg()[0], "identical": identical(options.python)}
+    record = {
+        **versions(),
+        "load": os.getloadavg()[0],
+        "identical": identical(options.python),
+        "crests": crests(options.python),
+    }
     record["groups"] = []
     for maps in (small, large):
         if maps:
             record["groups"].append(compare(maps, options.python))
             print(json.dumps(record["groups"][-1], indent=1), flush=True)
-    print(f"{record['identical']}, {time.perf_counter() - start:.0f} s")
+    print(f"{record['identical']}, {record['crests']}, {time.perf_counter() - start:.0f} s")
     if options.json:
         write_atomically(options.json, (json.dumps(record, indent=1) + "\n").encode())
 
