@@ -119,7 +119,7 @@ def test_each_way_to_save_memory_saves_and_an_average_costs_one_more_copy_of_the
 
 @pytest.mark.slow
 def test_a_process_takes_the_expected_memory_and_at_most_three_quarters_more():
-    """Libraries' work space and copies come on top of the tensors; 1.14 to 1.62 times was seen, so 2 would be a fault."""
+    """Libraries' work space comes on top of the tensors; 1.14 to 1.62 times was seen, so 2 would be a fault."""
     recipe = dataclasses.replace(NANO, img_size=(128, 128), batch_size=8)
     expected = rehearsed(recipe)
     small = dataclasses.replace(recipe, img_size=(64, 64), batch_size=2)
