@@ -17,7 +17,7 @@
 # A network has drawn the outlines of a room, and somebody who knows them has drawn them too. **Why does it take an assignment problem to say how
 # alike the two drawings are, and why did that take hours of MATLAB?**
 #
-# Here are such drawings. The network is chapter 3's, trained for some minutes on Dollhouse's hardest rooms; `book/results/make_boundary_predictions.py` stored what it said of 24 of them.
+# {numref}`fig-boundary-question` shows such drawings. The network is chapter 3's, trained for some minutes on Dollhouse's hardest rooms; `book/results/make_boundary_predictions.py` stored what it said of 24 of them.
 
 # %%
 import json
@@ -33,6 +33,8 @@ from mlore_edu import plots
 from mlore_edu.metrics import BOUNDARY_PROTOCOLS, PASCAL_BOUNDARY
 
 plots.use_style()
+
+# %%
 RESULTS = Path("../results")
 stored = np.load(RESULTS / "boundary_predictions.npz")["probability"]
 made = json.loads((RESULTS / "boundary_predictions.json").read_text())["scenes"]
@@ -114,7 +116,7 @@ print(f"a pair may be {REACH:.1f} pixels apart")
 
 # %% [markdown]
 # Why not call a predicted pixel right if there is a true one within reach, and a true one found if there is a predicted one? That is quickly computed: dilate one drawing
-# by the reach and look what it covers of the other. Let us see what this rewards. A straight line is the truth, and three drawings of it are judged: the line one pixel off;
+# by the reach and look what it covers of the other. {numref}`fig-boundary-scribble` shows what this rewards. A straight line is the truth, and three drawings of it are judged: the line one pixel off;
 # the line five times; and a scribble of loops.
 
 
@@ -127,6 +129,8 @@ def straight_line(row, height=40, width=60):
 
 line = straight_line(20)
 five = sum(straight_line(row) for row in (16, 18, 20, 22, 24)) > 0
+
+# %%
 x = np.linspace(0, 30 * np.pi, 20_000)
 loops = np.zeros_like(line)
 loops[
@@ -206,6 +210,8 @@ predicted_at, true_at = np.argwhere(lines), np.argwhere(truth)
 within = KDTree(predicted_at).sparse_distance_matrix(
     KDTree(true_at), REACH, output_type="ndarray"
 )
+
+# %%
 taken_p, taken_t = set(), set()
 for i, j, _ in np.sort(within, order=["v", "i", "j"]).tolist():
     if i not in taken_p and j not in taken_t:
@@ -216,7 +222,7 @@ print(f"nearest first misses about {lost:.0f} % of the pairs")
 
 # %% [markdown]
 # The smallest case shows how. Four true pixels lie in a row, four predicted ones too, one step to the left, and a pair may be one step apart. Nearest first
-# pairs the three that coincide, and leaves one on either side with nobody in reach.
+# pairs the three that coincide, and leaves one on either side with nobody in reach ({numref}`fig-boundary-path`, left).
 #
 # The remedy is a path. Start at the predicted pixel that was left over and go to a true pixel within reach; if that is taken, go on from its partner; and so forth until a free true pixel
 # comes. Now take each step that is not a pair for a pair, and no longer each that was: one pair more. Such a path is called *augmenting*. A short recursion finds one.
@@ -316,7 +322,7 @@ print("every pair in reach is covered, by as many pixels as there are pairs")
 #
 # ## From one threshold to the next
 #
-# There is not one drawing but 101, one for each threshold, and 2,498 images: a quarter of a million matchings, each with thousands of pixels. That is where the hours went. But neighbouring drawings are nearly the same.
+# There is not one drawing but 101, one for each threshold, and 2,498 images: a quarter of a million matchings, each with thousands of pixels. That is where the hours went. But neighbouring drawings are nearly the same ({numref}`fig-boundary-steps`).
 
 # %%
 thresholds = PASCAL_BOUNDARY.thresholds[::-1]  # from sure to unsure
@@ -324,6 +330,8 @@ drawn = [thin(ridges > threshold) for threshold in thresholds]
 size = np.array([its.sum() for its in drawn])
 came = np.array([(b & ~a).sum() for a, b in pairwise(drawn)])
 went = np.array([(a & ~b).sum() for a, b in pairwise(drawn)])
+
+# %%
 share = np.median((came + went) / np.maximum(size[1:], 1))
 print(
     f"half of the steps change fewer than {100 * share + 0.5:.0f} % of the pixels"
@@ -337,7 +345,7 @@ axis.plot(thresholds[1:], np.maximum(went, 0.5), label="went", ls=":")
 axis.set(
     xlabel="threshold", ylabel="pixels", yscale="log", xlim=(1, 0), ylim=(1, 3e4)
 )
-axis.legend(loc="lower center", ncols=3)
+_ = axis.legend(loc="lower center", ncols=3)
 
 # %% [markdown]
 # Most that changes is new. Some pixels go although the threshold falls: where two strokes grow together, thinning lays one line between them. So we keep the matching, dissolve the pairs whose predicted pixel is gone, and let every
@@ -396,7 +404,7 @@ print("the library counts the same:", repaired == compiled[::-1].tolist())
 
 # %% [markdown]
 # Not nearly the same but the same, to the last pixel; the tests of the library ask for this on random maps of every shape. To see a repair at work we need the path that a search found, so here is a search that returns it: breadth first, as in
-# the library, so that it is a shortest one. We keep the longest of those that fit into a small picture.
+# the library, so that it is a shortest one. We keep the longest of those that fit into a small picture, {numref}`fig-boundary-repair`.
 
 
 # %%
@@ -476,7 +484,7 @@ draw_repair()
 # %% [markdown]
 # ### Parts that never meet
 #
-# The graph of pixels and pairs in reach falls into components, and a path cannot leave its own. One could split the problem first and solve the components one by
+# The graph of pixels and pairs in reach falls into components ({numref}`fig-boundary-components`), and a path cannot leave its own. One could split the problem first and solve the components one by
 # one. A search by paths does so without being told. It also learns from failure: what a failed search has reached is a dead end for all searches to come, by the argument
 # above, so no later search at this threshold need enter it.
 
@@ -619,9 +627,13 @@ assert (pascal["kind"], pascal["protocol"]) == ("network", "pascal")
 assert max(row["minutes"]["two cores"] for row in benchmark["rows"]) < 15
 spent = pascal["compared"]
 for name in ("fresh", "scipy"):
-    print(
-        f"{name:6} takes {spent[name] / spent['library']:.0f} times as long as repairing"
-    )
+    print(f"{name:6} takes {spent[name] / spent['library']:.0f} times as long")
+
+# %%
+steps = pascal["core_seconds"]
+matching = spent["library"] * steps["matching"] / steps["total"]
+saved = (spent["fresh"] - spent["library"]) / matching + 1
+print(f"the matching alone, fresh in the same compiled code: {saved:.0f} times")
 
 
 # %% tags=["hide-input"]
@@ -648,11 +660,11 @@ _, axis = plt.subplots(figsize=(7.5, 2.4))
 show_shares(axis)
 
 # %% [markdown]
-# Compiled code does much of it, and repair takes most of the matching away; what is left is mainly thinning, which cannot be repaired so simply, as one new pixel may change the line far along. The full protocol of PASCAL-Context, 2,498 images and 101 thresholds, fits into a quarter of an hour of two cores with room to spare; the record says by how much on the machine that made it. Images are counted side by side in threads, `workers` of them.
+# Compiled code does much of it, and repair takes most of the matching away. What is left is mainly thinning ({numref}`fig-boundary-time`), which cannot be repaired so simply, as one new pixel may change a line far along. The full protocol of PASCAL-Context, 2,498 images and 101 thresholds, fits into a quarter of an hour of two cores with room to spare; the record says by how much on the machine that made it. Images are counted side by side in threads, `workers` of them.
 #
 # ## The curve
 #
-# With counts at 101 thresholds for every image, odsF is one division: {eq}`eq-02-ods` of chapter 2. Here are our four rooms with PASCAL-Context's protocol.
+# With counts at 101 thresholds for every image, odsF is one division: {eq}`eq-02-ods` of chapter 2. {numref}`fig-boundary-curve` has our four rooms with PASCAL-Context's protocol.
 
 # %%
 meter = me.BoundaryF(PASCAL_BOUNDARY)
@@ -672,13 +684,13 @@ for its in meter.images:
 axis.plot(details["thresholds"], 100 * np.array(details["f"]), lw=3)
 axis.plot(details["ods_threshold"], details["odsF"], "o", ms=9)
 axis.text(details["ods_threshold"], details["odsF"] + 14, "odsF", ha="center")
-axis.set(xlabel="threshold", ylabel="F [%]", ylim=(0, 85), xlim=(0, 1))
+_ = axis.set(xlabel="threshold", ylabel="F [%]", ylim=(0, 85), xlim=(0, 1))
 
 # %% [markdown]
 # ## The variants by name
 #
-# "odsF" in a table leaves open which odsF. The variants that we know to be in use have names, which recipes and `BoundaryF` take, and each is a
-# `BoundaryProtocol` whose docstring says where it comes from. The benchmark has judged the 24 predictions by all of them.
+# "odsF" in a table leaves open which odsF. The variants that we know to be in use have names, in `BOUNDARY_PROTOCOLS`; each is a
+# `BoundaryProtocol` that `BoundaryF` takes, and `mlore_edu/metrics/boundary_protocols.py` says where it comes from. The benchmark has judged the 24 predictions by all of them.
 
 # %% tags=["hide-input"]
 DIFFERS = {
@@ -703,7 +715,7 @@ table = "\n".join(rows)
 Markdown(f"| name | what differs | odsF | points |\n|---|---|---|---|\n{table}")
 
 # %% [markdown]
-# The same predictions, the same truth. The tolerance moves the number most by far, suppression and what happens before it by about a point, a second outlining of the truth by some tenths, the outermost thresholds not at all. A method that is half a point better has to say by which
+# The same predictions, the same truth. The tolerance moves the number most by far, suppression and what happens before it by about a point, a second outlining of the truth hardly, the outermost thresholds not at all. A method that is half a point better has to say by which
 # of these.
 #
 # ## Which images
