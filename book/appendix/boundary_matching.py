@@ -92,7 +92,7 @@ for axis, picture, title in zip(
 #
 # - say why near is not enough, and what one-to-one matching punishes;
 # - find a largest matching with ten lines of code, and prove that it is one;
-# - repair a matching from one threshold to the next, where everybody solves each anew;
+# - repair a matching from one threshold to the next instead of solving each anew;
 # - choose a variant of the protocol by name, and know by how much it moves odsF;
 # - judge a reference implementation that you may run but not read.
 #
@@ -318,7 +318,7 @@ assert in_cover_p.sum() + in_cover_t.sum() == (partner >= 0).sum() == pairs
 print("every pair in reach is covered, by as many pixels as there are pairs")
 
 # %% [markdown]
-# SciPy's solver {cite}`hopcroft1973algorithm` and the library's search are different algorithms, and the cover proves both right on this room: it has no larger matching. Its *size* is therefore unique, while the pairs are not; one more reason why this number is reproducible.
+# SciPy's solver {cite}`hopcroft1973algorithm` and the library's search are different algorithms, and the cover proves both right on this room: it has no larger matching. The pairs could be chosen in many ways, their *number* could not; that makes the count reproducible.
 #
 # ## From one threshold to the next
 #
@@ -367,7 +367,7 @@ def repair(present, reach_of, mate):
 
 
 # %% [markdown]
-# The whole evaluation of one image, in cells. Recursion in Python wants a small picture, so we take the prediction as it is stored, 128×128. Beside it stands what everybody does: SciPy's solver, anew for each threshold.
+# The whole evaluation of one image, in cells. Recursion in Python wants a small picture, so we take the prediction as it is stored, 128×128. Beside it stands the usual way: each threshold solved anew, by SciPy.
 
 # %%
 side = stored.shape[1]
@@ -525,7 +525,7 @@ show_components(axis)
 # %% [markdown]
 # ## What the reference solver does
 #
-# The evaluation behind the published numbers, that of the Berkeley benchmark {cite}`martin2004learning,arbelaez2011contour`, does not look for a largest matching. It puts a price on every pixel left alone, a hundred times the
+# The evaluation behind the published numbers, that of the Berkeley benchmark {cite}`martin2004learning,arbelaez2011contour`, which the field's papers run from MATLAB through SEISM, does not look for a largest matching. It puts a price on every pixel left alone, a hundred times the
 # reach, and looks for the cheapest way to pair some pixels and leave the others alone:
 #
 # ```{math}
@@ -552,7 +552,7 @@ print(
 )
 
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 from IPython.display import Markdown
 
 
@@ -584,7 +584,7 @@ Markdown(f"|{columns}|\n{'|---' * 8}|\n{rows}")
 
 # %% [markdown]
 # Asked twice about the same map, it gives two answers, both too small: the random stand-ins are at work. It never finds more pairs than the library, as it cannot, and now and then a few less. For odsF that is
-# a few hundredths of a point, or nothing. The time is that of its solver alone, in multiples of the library's for thinning *and* matching; a factor of some hundreds makes a day of a few minutes.
+# a few hundredths of a point, or nothing at all. The time is that of its solver alone, in multiples of the library's for thinning *and* matching; a factor of some hundreds makes a day of a few minutes.
 #
 # ### What else the box told
 #
@@ -606,8 +606,8 @@ print(
 )
 
 # %% [markdown]
-# There is a second surprise. A ridge that lies exactly horizontal is not thinned at all: the direction across a ridge comes from a formula with the sign of a derivative in it, and here that
-# derivative is zero to the last bit. The same ridge upright is. The library treats both alike. Maps of networks are hardly ever so straight, but drawings made for a test are.
+# There is a second surprise. A ridge that lies exactly horizontal is not thinned at all; the same ridge upright is. The field's formula for the direction across a ridge has the sign of a derivative in it, and here that
+# derivative is zero to the last bit, which would explain it. The library treats both alike. Maps of networks are hardly ever so straight, but drawings made for a test are.
 
 # %%
 print(
@@ -692,7 +692,7 @@ _ = axis.set(xlabel="threshold", ylabel="F [%]", ylim=(0, 85), xlim=(0, 1))
 # "odsF" in a table leaves open which odsF. The variants that we know to be in use have names, in `BOUNDARY_PROTOCOLS`; each is a
 # `BoundaryProtocol` that `BoundaryF` takes, and `mlore_edu/metrics/boundary_protocols.py` says where it comes from. The benchmark has judged the 24 predictions by all of them.
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 DIFFERS = {
     "pascal": "the custom for PASCAL-Context",
     "pascal_99": "thresholds 0.01 to 0.99, as edges toolbox and pyEdgeEval advise",
@@ -720,8 +720,8 @@ Markdown(f"| name | what differs | odsF | points |\n|---|---|---|---|\n{table}")
 #
 # ## Which images
 #
-# One choice is left, and it cannot be given a name here. Published odsF values of PASCAL-Context come from 2,498 of the 5,105 validation images. **Which 2,498 those are we do not know**: the papers do not say, nothing that we may
-# read lists them, and we do not guess. If you have the list, as a text file with an id a line, the library restricts the boundaries to it: images that are not listed get the label "ignored" and add nothing.
+# One choice is left, and it cannot be given a name here. Published odsF values of PASCAL-Context come from 2,498 of the 5,105 validation images. **Which 2,498 those are we do not know**: the papers do not say, nothing that we found
+# and may read lists them, and we do not guess. If you have the list, as a text file with an id a line, the library restricts the boundaries to it: images that are not listed get the label "ignored" and add nothing.
 
 # %%
 from mlore_edu.metrics import ignore_unlisted
