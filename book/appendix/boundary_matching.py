@@ -439,7 +439,9 @@ for threshold in thresholds:
         mate |= dict(zip(path[1::2], path[::2], strict=True))
 found = np.array(steps)[np.array(steps) > 0]
 assert len(mate) == anew[-1]
-print(f"{100 * (found == 1).mean():.0f} % of the searches end at the first step")
+print(
+    f"{100 * (found == 1).mean():.0f} % of successful searches end at the first step"
+)
 print(f"the longest path makes {found.max()} pairs")
 
 
