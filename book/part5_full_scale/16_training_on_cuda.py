@@ -901,7 +901,7 @@ print(f"on two processes, parts learn with {share:.2f} of the gradient")
 # weighs a quarter. Over many steps a task whose labels are rare is held back, and *one GPU with four images is not quite four GPUs with one*. The
 # remedy, dividing by the number of all processes' valid pixels, is {numref}`ex-16-fair`. The library does as DDP does; that no paper says which it had is one more reason to report the number of GPUs.
 #
-# Third, whatever else looks at a batch as a whole sees its own part only: the balance loss of MLoRE's routers (chapter 7), and the class frequencies in the loss of saliency. That drop path and routing noise
+# Third, whatever else looks at a batch as a whole sees its own part only: the balance loss of MLoRE's routers (chapter 4), and the class frequencies in the loss of saliency. That drop path and routing noise
 # draw other numbers on every process, on the other hand, is wanted: on one they differ between the images, too.
 #
 # ### The batch stays 4
