@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import TASK_SETS, TaskSet
+from mlore_edu.using import add_commands
 
 if TYPE_CHECKING:
     from mlore_edu.evaluation import Evaluation
@@ -116,6 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     complexity.add_argument("--img-size", type=int, nargs=2, default=[512, 512], metavar=("H", "W"), help="(512 512)")
     complexity.add_argument("--depth", type=int, default=1, help="levels of modules shown (%(default)s)")
     complexity.set_defaults(run_command=_complexity)
+
+    add_commands(commands)
     return parser
 
 

@@ -80,7 +80,7 @@ def _read_file(path: Path) -> Array:
     except Image.DecompressionBombError:
         raise UserError(f"{path} has more pixels than Pillow opens safely; make it smaller first.") from None
     except PermissionError:
-        raise
+        raise UserError(f"{path} may not be read; grant yourself permission to read it.") from None
     except Exception as error:
         raise _damaged(str(path), error) from error
     with picture:

@@ -13,7 +13,6 @@ right if the resized picture has the training images' angle for its width. Who k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -176,9 +175,3 @@ def _resize(maps: Tensor, size: Size) -> Tensor:
 
 def _only(task: Task) -> TaskSet:
     return TaskSet(task.title, (task,))
-
-
-def as_rows(image: Tensor, answers: Mapping[str, Tensor], longest: int) -> dict[str, Tensor]:
-    """Image and answers for a picture: every so many pixels of them, so that no side is over ``longest``."""
-    step = -(-max(image.shape[-2:]) // longest)
-    return {name: value[..., ::step, ::step] for name, value in {"image": image, **answers}.items()}
