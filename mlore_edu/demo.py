@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,9 @@ from mlore_edu.prediction import predict, tasks_of
 
 LONGEST = 1024
 """Side in pixels that a photograph is shrunk to before it is shown: a browser has no use for more."""
+
+BUTTONS = ["fullscreen", "download"]
+"""No button to share: nothing leaves this machine."""
 
 
 def page(model: MultiTaskModel) -> Any:
@@ -63,16 +65,16 @@ def page(model: MultiTaskModel) -> Any:
 
     def output(task: Any) -> Any:
         if task.metric != "mIoU":
-            return gr.Image(label=task.title, elem_id=task.name, format="png")
+            return gr.Image(label=task.title, elem_id=task.name, min_width=320, format="png", buttons=BUTTONS)
         colours = ["#" + bytes(colour).hex() for colour in palette(task.name, task.channels)]
+        names = dict(zip(task.class_names, colours))
         return gr.AnnotatedImage(
-            label=task.title, elem_id=task.name, color_map=dict(zip(task.class_names, colours)), format="png"
+            label=task.title, elem_id=task.name, min_width=320, format="png", buttons=BUTTONS[:1], color_map=names
         )
 
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     with gr.Blocks(title="mlore-edu", analytics_enabled=False) as blocks:
         gr.Markdown(f"# All answers from one image\n{len(tasks)} tasks of {tasks.name}, one pass of the model.")
-        photo = gr.Image(label="Photograph", type="filepath", elem_id="photograph")
+        photo = gr.Image(label="Photograph", type="filepath", elem_id="photograph", sources=["upload", "clipboard"])
         with gr.Row():
             outputs = [output(task) for task in tasks]
         photo.change(answer, photo, outputs)

@@ -61,7 +61,7 @@ def read_image(source: ImageSource) -> Tensor:
         raise UserError(f"A {type(source).__name__} is no image; give a path, a Pillow image, an array or a tensor.")
     if 0 in rgb.shape:
         raise UserError("The image has no pixels; give one of at least 1 × 1.")
-    return torch.from_numpy(rgb).permute(2, 0, 1).contiguous()  # (3, H, W)
+    return torch.from_numpy(np.moveaxis(rgb, -1, 0).copy())  # (3, H, W), no memory shared with the source
 
 
 def _read_file(path: Path) -> Array:
@@ -111,7 +111,7 @@ def _to_rgb(picture: Image.Image) -> Array:
     if picture.mode in _TRANSPARENT or "transparency" in picture.info:
         picture = picture.convert({"RGBa": "RGBA", "La": "LA"}.get(picture.mode, "RGBA")).convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return np.array(picture.convert("RGB"))  # a copy: torch wants to own what it reads
+    return np.asarray(picture.convert("RGB"))
 
 
 def _from_array(source: Array | Tensor) -> Array:
@@ -130,7 +130,7 @@ def _from_array(source: Array | Tensor) -> Array:
     levels = eight_bits(array)
     if array.shape[-1] == 4:
         return _to_rgb(Image.fromarray(levels, "RGBA"))
-    return np.ascontiguousarray(np.broadcast_to(levels, (*levels.shape[:2], 3)))
+    return np.broadcast_to(levels, (*levels.shape[:2], 3))
 
 
 def eight_bits(values: Array) -> Array:
