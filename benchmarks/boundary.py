@@ -1,71 +1,122 @@
-"""Images per second of the boundary evaluation: ``python benchmarks/boundary.py``.
+"""Images per second of the boundary evaluation, against solving every threshold on its own; in one run.
 
-Compares, in one run and image by image in turn, the library (matching repaired from threshold to threshold, compiled)
-with a straightforward solution (each thresholded map thinned and matched afresh, by the same compiled search or, with
-``--scipy``, by SciPy's). Both must count the same.
-The images are synthetic: contours of random regions, predicted with displacement, gaps, false contours and noise.
+    python benchmarks/boundary.py                                               # about two minutes
+    python benchmarks/boundary.py --json book/results/boundary_benchmark.json
+
+The maps, each at the size of a PASCAL-Context and of an NYUD-v2 image:
+
+    network   what a network says of the boundaries of Dollhouse scenes (book/results/boundary_predictions.npz),
+              enlarged as the field's networks enlarge their maps, with the scenes' labels at full size
+    noise     ridges everywhere, as of an untrained network: what the matching takes longest for
+
+The methods, which must all count the same:
+
+    library    the matching repaired from threshold to threshold
+    fresh      each thresholded map thinned and matched on its own, by the same compiled functions
+    scipy      the same with SciPy's maximum matching; only on the network's maps, on noise it takes hours
+
+Times are of the core that works, so that other work on the machine counts little; one more is wall-clock time with all
+workers, and says how long the machine took as loaded as it was. The shares of the library's time are measured one by
+one: suppression alone, and thinning as all thresholds without any true pixel, which leaves the matching nothing to do.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import multiprocessing
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import tyro
+from measuring import resident
 from scipy.ndimage import gaussian_filter
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import KDTree
 
+from mlore_edu.atomic import write_atomically
+from mlore_edu.data.dollhouse import scene
 from mlore_edu.metrics import NYUD_BOUNDARY, PASCAL_BOUNDARY, BoundaryF, BoundaryProtocol
 from mlore_edu.metrics.boundary import ImageCounts, count_image, region_outlines, suppress
-from mlore_edu.metrics.boundary_matching import match, thin
+from mlore_edu.metrics.boundary_matching import match, match_thresholds, thin
+from mlore_edu.training.run_folder import versions
 
 PASCAL_IMAGES = 2498
+RESULTS = Path(__file__).parents[1] / "book" / "results"
+SIZES = {"pascal": ((375, 500), PASCAL_BOUNDARY), "nyud": ((425, 560), NYUD_BOUNDARY)}
 
+Maps = tuple[np.ndarray, np.ndarray]
 Solver = Callable[[np.ndarray, np.ndarray, float], int]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Options:
     """What to measure."""
 
-    images: int = 4
-    """Images per row of the table."""
+    images: int = 6
+    """Images per row, 24 at most."""
     compared: int = 1
-    """How many of them the straightforward solution counts too (much slower)."""
-    scipy: bool = False
-    """Let SciPy match in the straightforward solution: on some maps of 375×500 one matching takes it minutes."""
+    """How many of them the slower methods count too."""
     workers: int = 2
-    """Threads in the last column."""
+    """Threads of the wall-clock time."""
+    json: Path | None = None
+    """Write a record here."""
 
 
-def contours(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Outlines of random regions whose size goes with that of the image."""
-    scale = math.sqrt(height * width)
-    field = sum(gaussian_filter(rng.standard_normal((height, width)), scale / k) * (scale / k) for k in (12, 25))
-    return region_outlines(np.digitize(field, np.quantile(field, [0.25, 0.5, 0.75])))
+class Row(NamedTuple):
+    """One row of the table."""
+
+    kind: str
+    protocol: str
+    methods: tuple[str, ...]
 
 
-def synthetic(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """A prediction from 0 to 1 and a target, each (H, W)."""
-    rng = np.random.default_rng(seed)
-    target, false = contours(rng, height, width), contours(rng, height, width)
-    unsteady = gaussian_filter(rng.random((2, height, width)), (0, 6, 6)) * 4 - 1.2  # strength along the contours
-    shift = rng.integers(-2, 3, 2)
-    found = gaussian_filter(np.roll(target, shift, (0, 1)).astype(float), 1.5) * 3 * unsteady[0]
-    invented = gaussian_filter(false.astype(float), 1.5) * 1.5 * unsteady[1]
-    noise = 0.2 * gaussian_filter(rng.random((height, width)), 1)
-    return np.clip(np.maximum(found, invented) + noise, 0, 1), target.astype(np.float32)
+ROWS = (
+    Row("network", "pascal", ("library", "fresh", "scipy")),
+    Row("network", "nyud", ("library", "fresh", "scipy")),
+    Row("noise", "pascal", ("library", "fresh")),
+    Row("noise", "nyud", ("library", "fresh")),
+)
+
+
+@lru_cache
+def recorded() -> dict[str, Any]:
+    """The record of the network's predictions, and the predictions, uint8 (N, side, side)."""
+    probability = np.load(RESULTS / "boundary_predictions.npz")["probability"]
+    return {**json.loads((RESULTS / "boundary_predictions.json").read_text()), "probability": probability}
+
+
+def network_maps(number: int, height: int, width: int) -> Maps:
+    """The network's boundary probability of a scene and the scene's boundaries, cut from the middle, each (H, W)."""
+    record = recorded()
+    small = torch.from_numpy(record["probability"][number]).double()[None, None] / 255
+    side = small.shape[-1] * math.ceil(max(height, width) / small.shape[-1])
+    large = F.interpolate(small, size=(side, side), mode="bilinear")[0, 0].numpy()
+    target = scene(record["scenes"]["first seed"] + number, side, record["scenes"]["difficulty"]).edge
+    top, left = (side - height) // 2, (side - width) // 2
+    middle = slice(top, top + height), slice(left, left + width)
+    return np.ascontiguousarray(large[middle]), target[middle].astype(np.float32)
+
+
+def noise_maps(number: int, height: int, width: int) -> Maps:
+    """Smooth noise as a prediction, and the boundaries of other smooth noise, each (H, W)."""
+    rng = np.random.default_rng(number)
+    rough = gaussian_filter(rng.standard_normal((height, width)), 1.0)
+    regions = gaussian_filter(rng.standard_normal((height, width)), math.sqrt(height * width) / 25) > 0
+    return 1 / (1 + np.exp(-10 * rough)), region_outlines(regions).astype(np.float32)
+
+
+MAPS = {"network": network_maps, "noise": noise_maps}
 
 
 def compiled_pairs(predicted: np.ndarray, truth: np.ndarray, reach: float) -> int:
@@ -83,14 +134,18 @@ def scipy_pairs(predicted: np.ndarray, truth: np.ndarray, reach: float) -> int:
     return int((maximum_bipartite_matching(graph) >= 0).sum())
 
 
-def straightforward(
+def prepare(probability: np.ndarray, target: np.ndarray, protocol: BoundaryProtocol) -> tuple[Maps, float]:
+    """Ridges and thinned truth, and how many pixels apart a pair may be."""
+    truth = target == 1
+    truth = thin(region_outlines(truth) if protocol.truth_is_regions else truth)
+    return (suppress(probability, protocol), truth), protocol.max_distance * math.hypot(*truth.shape)
+
+
+def fresh(
     probability: np.ndarray, target: np.ndarray, protocol: BoundaryProtocol, solver: Solver = compiled_pairs
 ) -> ImageCounts:
     """The same protocol as one would write it down: every threshold on its own."""
-    ridges = suppress(probability, protocol)
-    truth = target == 1
-    truth = thin(region_outlines(truth) if protocol.truth_is_regions else truth)
-    reach = protocol.max_distance * math.hypot(*truth.shape)
+    (ridges, truth), reach = prepare(probability, target, protocol)
     counts = []
     for threshold in protocol.thresholds:
         predicted = thin(ridges > threshold)
@@ -99,73 +154,115 @@ def straightforward(
     return ImageCounts(predicted_counts, matched, int(truth.sum()))
 
 
-METHODS = {
-    "library": count_image,
-    "straightforward": straightforward,
-    "scipy": partial(straightforward, solver=scipy_pairs),
-}
+METHODS = {"library": count_image, "fresh": fresh, "scipy": partial(fresh, solver=scipy_pairs)}
 
 
-def memory(key: str) -> int:
-    """Read VmRSS or VmHWM (the largest so far) of this process in MiB; 0 where there is no /proc."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith(key)), 0)
+def core_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Time of this thread's core for a call, and what the call gave."""
+    start = time.thread_time()
+    result = call()
+    return time.thread_time() - start, result
 
 
-def extra_memory(method: str, height: int, width: int, protocol: BoundaryProtocol) -> int:
-    """Peak memory of one image above that of the process before it, in MiB; to be called in a process of its own."""
+def shares(images: list[Maps], protocol: BoundaryProtocol) -> dict[str, float]:
+    """Core seconds an image of the library's steps; the matching is what the first two leave."""
+    suppression = thinning = total = 0.0
+    for probability, target in images:
+        (ridges, truth), reach = prepare(probability, target, protocol)
+        suppression += core_seconds(lambda p=probability: suppress(p, protocol))[0]
+        nothing = np.zeros_like(truth)
+        thinning += core_seconds(lambda r=ridges, n=nothing, d=reach: match_thresholds(r, n, protocol.thresholds, d))[0]
+        total += core_seconds(lambda p=probability, t=target: count_image(p, t, protocol))[0]
+    steps = {"suppression": suppression, "thinning": thinning, "matching": total - suppression - thinning}
+    return {name: value / len(images) for name, value in {"total": total, **steps}.items()}
+
+
+def compare(images: list[Maps], protocol: BoundaryProtocol, methods: tuple[str, ...]) -> dict[str, float]:
+    """Core seconds an image of each method; all of them must count the same."""
+    seconds = dict.fromkeys(methods, 0.0)
+    for maps in images:
+        counts = []
+        for name in methods:
+            spent, found = core_seconds(lambda n=name, m=maps: METHODS[n](*m, protocol))
+            seconds[name] += spent
+            counts.append(found)
+        for other in counts[1:]:
+            same = all(np.array_equal(mine, its) for mine, its in zip(counts[0], other))
+            assert same, "two methods count differently"
+    return {name: spent / len(images) for name, spent in seconds.items()}
+
+
+def wall_clock(images: list[Maps], protocol: BoundaryProtocol, workers: int) -> tuple[float, float]:
+    """Seconds an image by the clock with so many threads, and odsF."""
+    meter = BoundaryF(protocol, workers=workers)
+    predictions, targets = (torch.from_numpy(np.stack(maps)) for maps in zip(*images))
+    start = time.perf_counter()
+    meter.update(predictions, targets)
+    score = meter.compute()
+    return (time.perf_counter() - start) / len(images), score
+
+
+def extra_memory(height: int, width: int, protocol: BoundaryProtocol) -> int:
+    """Peak bytes of one image above those of the process before it; to be called in a process of its own."""
     few = replace(protocol, thresholds=protocol.thresholds[:2])  # the fullest maps take the most
-    METHODS[method](*synthetic(1, 64, 64), few)  # compiled and imported
-    image = synthetic(0, height, width)
+    count_image(*noise_maps(1, 64, 64), few)  # compiled and imported
+    image = noise_maps(0, height, width)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = memory("VmRSS")
-    METHODS[method](*image, few)
-    return max(0, memory("VmHWM") - before)
+    before = resident("VmRSS")
+    count_image(*image, few)
+    return max(0, resident("VmHWM") - before)
 
 
-def measure(height: int, width: int, protocol: BoundaryProtocol, options: Options) -> str:
-    """One row of the table."""
-    images = [synthetic(seed, height, width) for seed in range(options.images)]
-    names = "library", "scipy" if options.scipy else "straightforward"
-    seconds = dict.fromkeys(names, 0.0)
-    for probability, target in images[: options.compared]:
-        counts = {}
-        for name in names:
-            start = time.thread_time()  # of the core, so that other work on the machine does not count
-            counts[name] = METHODS[name](probability, target, protocol)
-            seconds[name] += time.thread_time() - start
-        for mine, others in zip(*counts.values()):
-            assert np.array_equal(mine, others), "the two solutions count differently"
-    threaded = BoundaryF(protocol, workers=options.workers)
-    predictions, targets = (torch.tensor(np.stack(maps)) for maps in zip(*images))
-    start = time.perf_counter()
-    threaded.update(predictions, targets)
-    score = threaded.compute()
-    with_workers = time.perf_counter() - start
+def measure(row: Row, options: Options) -> dict[str, Any]:
+    """One row of the record."""
+    (height, width), protocol = SIZES[row.protocol]
+    images = [MAPS[row.kind](number, height, width) for number in range(options.images)]
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        extra = [pool.apply(extra_memory, (name, height, width, protocol)) for name in names]
-    library, plain = (options.compared / seconds[name] for name in names)
-    minutes = PASCAL_IMAGES / (options.images / with_workers) / 60
-    return (
-        f"| {height}×{width} | {protocol.max_distance} | {score:.1f} | {library:.1f} | {plain:.2f} "
-        f"| {library / plain:.0f}× | {options.images / with_workers:.1f} | {minutes:.1f} | {extra[0]} / {extra[1]} |"
-    )
+        memory = pool.apply(extra_memory, (height, width, protocol))
+    seconds, odsf = wall_clock(images, protocol, options.workers)
+    steps = shares(images, protocol)
+    return {
+        **{"kind": row.kind, "protocol": row.protocol, "size": [height, width], "odsF": odsf},
+        **{"core_seconds": steps, "compared": compare(images[: options.compared], protocol, row.methods)},
+        **{"clock_seconds": seconds, "memory": memory},
+        "minutes": {
+            "two cores": PASCAL_IMAGES * steps["total"] / 2 / 60,
+            "by the clock": PASCAL_IMAGES * seconds / 60,
+        },
+    }
+
+
+def show(told: dict[str, Any]) -> str:
+    """One row of the table."""
+    steps, compared, minutes = told["core_seconds"], told["compared"], told["minutes"]
+    times = [f"{compared[name] / compared['library']:.0f}×" if name in compared else "-" for name in ("fresh", "scipy")]
+    parts = [f"{100 * steps[name] / steps['total']:.0f} %" for name in ("suppression", "thinning", "matching")]
+    cells = [told["kind"], told["protocol"], "×".join(map(str, told["size"])), f"{told['odsF']:.1f}"]
+    cells += [f"{1 / steps['total']:.1f}", *parts, *times, f"{1 / told['clock_seconds']:.1f}"]
+    cells += [f"{minutes['two cores']:.1f}", f"{minutes['by the clock']:.1f}", f"{told['memory'] / 2**20:.0f}"]
+    return f"| {' | '.join(cells)} |"
 
 
 def main(options: Options) -> None:
     for method in METHODS.values():
-        method(*synthetic(0, 64, 64), PASCAL_BOUNDARY)  # compile before the clock runs
-    print(f"{options.images} images a row ({options.compared} of them with both solutions), 101 thresholds.")
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}.")
-    print("Images per second of one core's time, then of wall-clock time with workers; memory of one image, MiB.")
-    print("| size | max_distance | odsF | library | straightforward | ratio ", end="")
-    print(f"| {options.workers} workers | minutes for {PASCAL_IMAGES} | memory library / straightforward |")
-    print("|---" * 9 + "|")
-    for size, protocol in (((128, 128), PASCAL_BOUNDARY), ((375, 500), PASCAL_BOUNDARY), ((425, 560), NYUD_BOUNDARY)):
-        print(measure(*size, protocol, options), flush=True)
+        method(*noise_maps(0, 48, 48), PASCAL_BOUNDARY)  # compile before the clock runs
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    print(f"{options.images} images a row, {options.compared} of them by all methods; 101 thresholds.")
+    print(f"{os.cpu_count()} cores, load {load}. Images per second of one core's time, its shares, and the other")
+    print(f"methods' time in multiples; images per second by the clock with {options.workers} workers;")
+    print(f"minutes for {PASCAL_IMAGES} images by two cores' time and by the clock; memory of one image in MiB.")
+    print("| maps | protocol | size | odsF | images/s | suppression | thinning | matching | fresh | scipy ", end="")
+    print("| by the clock | minutes | by the clock | memory |\n" + "|---" * 14 + "|")
+    rows = []
+    for row in ROWS:
+        rows.append(measure(row, options))
+        print(show(rows[-1]), flush=True)
+    if options.json:
+        settings = {**asdict(options), "json": str(options.json)}
+        record = {**versions(), "load": load, "options": settings, "images": PASCAL_IMAGES, "rows": rows}
+        write_atomically(options.json, (json.dumps(record, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(tyro.cli(Options, description=__doc__))

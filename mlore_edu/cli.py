@@ -7,19 +7,16 @@ inside the commands that use them, so that ``mlore-edu --help`` answers at once.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
+from mlore_edu.cli_evaluate import add_evaluate
+from mlore_edu.comparison import results_table
 from mlore_edu.errors import UserError
-from mlore_edu.tasks import TASK_SETS, TaskSet
+from mlore_edu.tasks import TASK_SETS
 from mlore_edu.using import add_commands
-
-if TYPE_CHECKING:
-    from mlore_edu.evaluation import Evaluation
-    from mlore_edu.training.recipe import Recipe
 
 RUNS = Path("runs")
 """Where runs go unless ``--run`` names a folder."""
@@ -105,9 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--run", "--run-folder", type=Path, default=None, help="folder of the run (runs/RECIPE)")
     train.set_defaults(run_command=_train)
 
-    _add_evaluate(commands)
+    add_evaluate(commands)
 
-    recipes = commands.add_parser("recipes", help="list the recipes")
+    recipes = commands.add_parser("recipes", help="list the recipes with what they cost, or show one in detail")
+    recipes.add_argument("recipe", nargs="?", help="where its settings come from, and what memory can be saved")
     recipes.set_defaults(run_command=_recipes)
 
     complexity = commands.add_parser("complexity", help="count a model's parameters and multiply-accumulates")
@@ -133,20 +131,6 @@ def _add_dollhouse(commands: argparse._SubParsersAction[Parser]) -> None:
     dollhouse.add_argument("--seed", type=int, default=0, help="another seed gives other scenes (%(default)s)")
     dollhouse.add_argument("--workers", type=int, default=None, help="processes (one per core)")
     dollhouse.set_defaults(run_command=_dollhouse)
-
-
-def _add_evaluate(commands: argparse._SubParsersAction[Parser]) -> None:
-    evaluate = commands.add_parser("evaluate", help="judge a run's last checkpoint again, or one of MLoRE's authors")
-    evaluate.add_argument("run", type=Path, nargs="?", help="folder of a run, e.g. runs/dollhouse_baseline_nano")
-    evaluate.add_argument("--released", type=Path, metavar="FILE", help="a checkpoint of MLoRE's authors instead")
-    evaluate.add_argument("--root", help="where the data set is, if it was moved")
-    evaluate.add_argument("--boundary-protocol", choices=["pascal", "nyud", "dollhouse"], help="(the data set's)")
-    evaluate.add_argument("--json", type=Path, help="also write metrics and details to this file")
-    only = evaluate.add_argument_group("only with --released (a run's recipe says all this)")
-    only.add_argument("--data", choices=["pascal_context", "nyud_v2"], help="(told by the checkpoint's heads)")
-    only.add_argument("--img-size", type=int, nargs=2, metavar=("H", "W"), help="(that of the checkpoint's training)")
-    only.add_argument("--saliency", choices=["standard", "released"], help="which maxF (standard)")
-    evaluate.set_defaults(run_command=_evaluate)
 
 
 def _doctor(options: argparse.Namespace) -> None:
@@ -201,86 +185,11 @@ def _train(options: argparse.Namespace) -> None:
         print(f"metrics, log, checkpoint and pictures are in {run}; 'mlore-edu evaluate {run}' judges it again")
 
 
-def _evaluate(options: argparse.Namespace) -> None:
-    if (options.run is None) == (options.released is None):
-        raise UserError("evaluate needs one thing to judge; give the folder of a run, or --released FILE.")
-    for name in ("data", "img_size", "saliency"):
-        if options.run and getattr(options, name):
-            raise UserError(f"--{name.replace('_', '-')} is for --released FILE; leave it out, a run's recipe says it.")
-    if options.json and not options.json.parent.is_dir():  # said now, not after hours of counting boundaries
-        raise UserError(f"there is no folder {options.json.parent}; make it, or choose another with --json.")
-    result = _evaluate_run(options) if options.run else _evaluate_released(options)
-    if options.json:
-        from mlore_edu.atomic import write_atomically
-        from mlore_edu.training.checkpoint import explain_disk_errors
-        from mlore_edu.training.run_folder import to_plain
-
-        content = json.dumps(to_plain({"metrics": result.metrics, "details": result.details}), indent=2)
-        with explain_disk_errors(str(options.json), option="--json"):
-            write_atomically(options.json, content.encode())
-
-
-def _evaluate_run(options: argparse.Namespace) -> Evaluation:
-    from mlore_edu.evaluation import evaluate_run
-    from mlore_edu.training.recipe import load_recipe
-    from mlore_edu.training.run_folder import RunFolder
-
-    result = evaluate_run(options.run, root=options.root, boundary_protocol=options.boundary_protocol)
-    tasks = load_recipe(options.run).task_set
-    print(results_table(tasks, result.metrics))
-    stored = RunFolder(options.run).read_metrics()
-    if stored is None:
-        print("this run is not complete yet: these are the numbers of its last checkpoint")
-    elif stored["metrics"] == result.metrics:
-        print("equal to the numbers at the end of the run, to the last digit")
-    else:
-        print("at the end of the run it was")
-        print(results_table(tasks, stored["metrics"]))
-    return result
-
-
-def _evaluate_released(options: argparse.Namespace) -> Evaluation:
-    from mlore_edu.evaluation import evaluate_released
-
-    tasks, result = evaluate_released(
-        options.released,
-        data=options.data,
-        root=options.root,
-        img_size=tuple(options.img_size) if options.img_size else None,
-        saliency=options.saliency or "standard",
-        boundary_protocol=options.boundary_protocol,
-    )
-    print(results_table(tasks, result.metrics))
-    return result
-
-
-def results_table(tasks: TaskSet, metrics: Mapping[str, float]) -> str:
-    """The metric of every task, one a line, with its unit and whether higher or lower is better."""
-    width = max(len(task.title) for task in tasks)
-    lines = [
-        f"{task.title:<{width}}  {task.metric:<4} {'↓' if task.lower_is_better else '↑'} "
-        f"{metrics[task.name]:8.{3 if task.unit == 'm' else 2}f} {task.unit}"
-        for task in tasks
-    ]
-    return "\n".join(lines)
-
-
 def _recipes(options: argparse.Namespace) -> None:
-    from mlore_edu.training.recipes import RECIPES
+    from mlore_edu.training.listing import recipe_details, recipes_table
+    from mlore_edu.training.recipes import find_recipe
 
-    rows = [("recipe", "data", "model", "size", "iterations", "batch", "hardware"), *map(_row, RECIPES.values())]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
-    print("\nA single-task baseline: mlore-edu train RECIPE --tasks depth --run runs/NAME")
-
-
-def _row(recipe: Recipe) -> tuple[str, ...]:
-    height, width = recipe.img_size
-    return (
-        *(recipe.name, recipe.data, recipe.model, f"{height}×{width}"),
-        *(str(recipe.iterations), str(recipe.batch_size), recipe.hardware),
-    )
+    print(recipes_table() if options.recipe is None else recipe_details(find_recipe(options.recipe)))
 
 
 def _complexity(options: argparse.Namespace) -> None:

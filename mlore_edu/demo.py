@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def page(model: MultiTaskModel) -> Any:
         If the package ``gradio`` is not installed, or the model does not know its tasks.
     """
     try:
-        import gradio as gr
+        gr: Any = import_module("gradio")  # untyped, whether it is installed or not
     except ImportError as error:
         raise UserError('The page needs the package gradio; install it with pip install "mlore-edu[demo]".') from error
     tasks = tasks_of(model)

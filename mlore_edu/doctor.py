@@ -33,7 +33,8 @@ def report(folder: Path | None = None) -> str:
         A few lines; never raises for what is missing.
     """
     folder = folder or Path()
-    found = {recipe.root: _data(folder, recipe) for recipe in RECIPES.values()}
+    readers = {recipe.root: recipe for recipe in RECIPES.values() if not recipe.tasks}  # each folder is opened once
+    found = {root: _data(folder, recipe) for root, recipe in readers.items()}
     runs = {path.parent: _run(path.parent) for path in sorted((folder / "runs").glob("*/recipe.json"))}
     lines = [
         *_machine(folder),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +16,19 @@ from tqdm import tqdm
 
 from mlore_edu.data.datasets import LabelledImages
 from mlore_edu.data.loaders import Batch
+from mlore_edu.data.tensors import Sample
 from mlore_edu.data.transforms import denormalise
-from mlore_edu.errors import UserError
-from mlore_edu.metrics import Meter, make_meters
-from mlore_edu.metrics.boundary import DOLLHOUSE_BOUNDARY, NYUD_BOUNDARY, PASCAL_BOUNDARY
-from mlore_edu.metrics.saliency import Variant
+from mlore_edu.metrics import BOUNDARY_PROTOCOLS, Meter, make_meters
 from mlore_edu.pictures import panel
-from mlore_edu.tasks import TASK_SETS, Task, TaskSet
-from mlore_edu.training import checkpoint, distributed
+from mlore_edu.tasks import Task, TaskSet
+from mlore_edu.training import distributed
 from mlore_edu.training.checkpoint import explain_disk_errors
-from mlore_edu.training.recipe import Recipe, load_recipe
+from mlore_edu.training.recipe import Recipe
+
+Answers: TypeAlias = dict[str, Tensor]
+"""Decoded predictions of a batch by task, as :func:`decode` gives them."""
+Answered: TypeAlias = Iterable[tuple[Answers, Batch]]
+"""Batches with what was answered to them."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Evaluation:
     details: dict[str, dict[str, Any]]
 
 
-def decode(predictions: Mapping[str, Tensor], tasks: TaskSet) -> dict[str, Tensor]:
+def decode(predictions: Mapping[str, Tensor], tasks: TaskSet) -> Answers:
     """Turn a model's raw predictions into answers.
 
     Parameters
@@ -77,11 +79,8 @@ def decode(predictions: Mapping[str, Tensor], tasks: TaskSet) -> dict[str, Tenso
     return decoded
 
 
-PROTOCOLS = {"pascal": PASCAL_BOUNDARY, "nyud": NYUD_BOUNDARY, "dollhouse": DOLLHOUSE_BOUNDARY}
+PROTOCOLS = BOUNDARY_PROTOCOLS
 """Boundary protocols by the name that recipes use."""
-
-RELEASED_BATCH = 4
-"""Images judged at a time with a checkpoint of MLoRE's authors; the batch of its training."""
 
 
 def recipe_meters(recipe: Recipe) -> dict[str, Meter]:
@@ -106,6 +105,28 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
         model.train(was_training)
 
 
+def score(answered: Answered, meters: Mapping[str, Meter]) -> Evaluation:
+    """Judge answers by the labels of their batches.
+
+    Of several processes each brings the answers to its share of the images; all of them get the result of the whole.
+
+    Parameters
+    ----------
+    answered
+        Answers and batches; a task without an answer is not judged on that batch.
+    meters
+        One meter per task.
+    """
+    for answers, batch in answered:
+        for name, answer in answers.items():
+            meters[name].update(answer, batch[name].to(answer.device))
+    merged = {
+        name: reduce(lambda first, other: first.merge(other), distributed.gather(meters[name])) for name in meters
+    }
+    metrics = {name: float(meter.compute()) for name, meter in merged.items()}
+    return Evaluation(metrics, {name: meter.details() for name, meter in merged.items()})
+
+
 def evaluate(
     model: nn.Module,
     loader: Iterable[Batch],
@@ -113,6 +134,7 @@ def evaluate(
     *,
     meters: Mapping[str, Meter] | None = None,
     progress: bool = True,
+    keep: Callable[[Answered], Answered] | None = None,
 ) -> Evaluation:
     """Judge a model on a data set, in single precision whatever it was trained in.
 
@@ -131,26 +153,26 @@ def evaluate(
         One meter per task; those of :func:`~mlore_edu.metrics.make_meters` if not given.
     progress
         Show a progress bar.
+    keep
+        Sees the answers pass on their way to the meters, such as
+        :func:`~mlore_edu.saved_predictions.save_answers`.
 
     Returns
     -------
     Evaluation
         Metrics and details by task. Source of the protocols: chapter 2.
     """
-    meters = meters or make_meters(tasks)
-    with evaluating(model) as device:
-        for batch in tqdm(loader, desc="evaluating", disable=not progress, leave=False):
-            decoded = decode(model(batch["image"].to(device)).predictions, tasks)
-            for name, prediction in decoded.items():
-                meters[name].update(prediction, batch[name].to(device))
-    merged = {
-        name: reduce(lambda first, other: first.merge(other), distributed.gather(meters[name])) for name in meters
-    }
-    metrics = {name: float(meter.compute()) for name, meter in merged.items()}
-    return Evaluation(metrics, {name: meter.details() for name, meter in merged.items()})
+    with (
+        evaluating(model) as device,
+        tqdm(loader, desc="evaluating", disable=not progress, leave=False) as batches,
+    ):
+        answered = ((decode(model(batch["image"].to(device)).predictions, tasks), batch) for batch in batches)
+        return score(keep(answered) if keep else answered, meters or make_meters(tasks))
 
 
-def draw(model: nn.Module, dataset: LabelledImages, tasks: TaskSet, folder: Path, count: int) -> list[Path]:
+def draw(
+    model: nn.Module, dataset: LabelledImages, tasks: TaskSet, folder: Path, count: int, option: str = "--run"
+) -> list[Path]:
     """Draw images, their labels, and below them the model's predictions, as ``folder/ID.png``.
 
     Parameters
@@ -161,23 +183,43 @@ def draw(model: nn.Module, dataset: LabelledImages, tasks: TaskSet, folder: Path
         Where the pictures go.
     count
         How many images, spread evenly over the data set.
+    option
+        Of the command line, which names another folder if this one cannot be written.
 
     Returns
     -------
     list of Path
         The pictures.
     """
+    with (
+        evaluating(model) as device,
+        explain_disk_errors(f"the pictures to {folder}", "the checkpoint is intact", option),
+    ):
+        samples = (dataset[index] for index in spread(len(dataset), count))
+        return draw_answers(
+            ((decode(model(sample["image"][None].to(device)).predictions, tasks), sample) for sample in samples),
+            folder,
+            _classes(tasks),
+        )
+
+
+def spread(images: int, count: int) -> list[int]:
+    """Indices of at most ``count`` images, spread evenly over the data set."""
+    chosen: list[int] = torch.linspace(0, images - 1, min(count, images)).round().int().tolist()
+    return chosen
+
+
+def draw_answers(answered: Iterable[tuple[Answers, Sample]], folder: Path, classes: int | None) -> list[Path]:
+    """Draw answers to single images, in a batch of one, below the labels of the same tasks, as ``folder/ID.png``."""
     paths = []
-    chosen = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().int().tolist()
-    with evaluating(model) as device, explain_disk_errors(f"the pictures to {folder}", "the checkpoint is intact"):
-        folder.mkdir(parents=True, exist_ok=True)
-        for index in chosen:
-            sample = dataset[index]
-            decoded = decode(model(sample["image"][None].to(device)).predictions, tasks)
-            label = {"image": denormalise(sample["image"]), **{name: sample[name] for name in tasks.names}}
-            prediction = {"image": label["image"], **{name: maps[0].cpu() for name, maps in decoded.items()}}
-            paths.append(folder / f"{sample['meta']['id']}.png")
-            panel([label, prediction], ("label", "prediction"), classes=_classes(tasks)).save(paths[-1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for answers, sample in answered:
+        image = sample["image"]
+        image = denormalise(image) if image.is_floating_point() else image
+        label = {"image": image, **{name: sample[name] for name in answers}}
+        prediction = {"image": image, **{name: maps[0].cpu() for name, maps in answers.items()}}
+        paths.append(folder / f"{sample['meta']['id']}.png")
+        panel([label, prediction], ("label", "prediction"), classes=classes).save(paths[-1])
     return paths
 
 
@@ -250,89 +292,8 @@ def evaluate_run(
 ) -> Evaluation:
     """Judge the last checkpoint of a run again; the same numbers as at its end, unless other choices are asked for.
 
-    Parameters
-    ----------
-    run
-        Folder of the run.
-    root
-        Where the data set is, if it was moved.
-    boundary_protocol
-        ``"pascal"``, ``"nyud"`` or ``"dollhouse"``, in place of the recipe's.
-    progress
-        Show a progress bar.
-
-    Raises
-    ------
-    UserError
-        If the folder holds no run or no intact checkpoint, or the data are not there.
+    The short form of :func:`mlore_edu.judging.judge_run`, which takes the same choices and more.
     """
-    from mlore_edu.training.setup import evaluation_loader, make_model, make_validation_set
+    from mlore_edu.judging import Choices, judge_run
 
-    changes: dict[str, Any] = {"root": root, "boundary_protocol": boundary_protocol}
-    recipe = replace(load_recipe(run), **{name: value for name, value in changes.items() if value})
-    last = checkpoint.latest(run / "checkpoints")
-    if last is None:
-        raise UserError(f"{run} holds no checkpoint yet; train it first with 'mlore-edu train {recipe.name}'.")
-    weights, _ = checkpoint.load(last)
-    model = make_model(recipe, for_training=False)
-    model.load_state_dict(weights)
-    model.to(distributed.default_device())
-    loader = evaluation_loader(recipe, make_validation_set(recipe))
-    return evaluate(model, loader, recipe.task_set, meters=recipe_meters(recipe), progress=progress)
-
-
-def evaluate_released(
-    checkpoint_file: Path,
-    *,
-    data: str | None = None,
-    root: str | None = None,
-    img_size: tuple[int, int] | None = None,
-    saliency: Variant = "standard",
-    boundary_protocol: str | None = None,
-    progress: bool = True,
-) -> tuple[TaskSet, Evaluation]:
-    """Judge a checkpoint of MLoRE's authors on the validation split of its data set.
-
-    Parameters
-    ----------
-    checkpoint_file
-        As its authors saved it (:mod:`mlore_edu.released`).
-    data
-        ``"pascal_context"`` or ``"nyud_v2"``; only checked, for the checkpoint's heads tell which it is.
-    root
-        Folder of the data set; that of the recipes if not given.
-    img_size
-        ``(H, W)`` that images are padded to; that of the checkpoint's training if not given.
-    saliency
-        Variant of maxF: ``"released"`` is the one behind the papers' numbers (chapter 2).
-    boundary_protocol
-        ``"pascal"``, ``"nyud"`` or ``"dollhouse"``, in place of the data set's.
-    progress
-        Show a progress bar.
-
-    Returns
-    -------
-    tuple
-        The data set's tasks, and the evaluation.
-
-    Raises
-    ------
-    UserError
-        If the file is no such checkpoint or not of ``data``, or the data are not there. Chapters 9 and 15.
-    """
-    from mlore_edu.data.loaders import make_loader, open_dataset
-    from mlore_edu.data.transforms import eval_transform
-    from mlore_edu.released import released_model
-    from mlore_edu.training.recipes import RECIPES
-
-    model = released_model(checkpoint_file, img_size).to(distributed.default_device())
-    name, tasks = next((name, tasks) for name, tasks in TASK_SETS.items() if tasks.names == tuple(model.heads))
-    if data not in (None, name):
-        raise UserError(f"{checkpoint_file} predicts the tasks of {tasks.name}; give --data {name}, or leave it out.")
-    root = root or next(recipe.root for recipe in RECIPES.values() if recipe.data == name)
-    dataset = open_dataset(name, root, "val", tasks, eval_transform(model.img_size))
-    workers = min(4, os.cpu_count() or 1)
-    boundary = PROTOCOLS[boundary_protocol] if boundary_protocol else None
-    meters = make_meters(tasks, saliency=saliency, boundary=boundary, workers=workers)
-    loader = make_loader(dataset, RELEASED_BATCH, train=False, workers=workers if len(dataset) > RELEASED_BATCH else 0)
-    return tasks, evaluate(model, loader, tasks, meters=meters, progress=progress)
+    return judge_run(run, Choices(root=root, boundary=boundary_protocol, progress=progress)).evaluation

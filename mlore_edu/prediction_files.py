@@ -16,13 +16,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mlore_edu.atomic import write_atomically
-from mlore_edu.data.files import npy_bytes, png_bytes
+from mlore_edu.data.files import png_bytes
 from mlore_edu.errors import UserError
 from mlore_edu.images import FILMS, ImageSource, film_frames, read_image
 from mlore_edu.model import MultiTaskModel
 from mlore_edu.pictures import panel
 from mlore_edu.prediction import predict, tasks_of
-from mlore_edu.tasks import Task, TaskSet
+from mlore_edu.saved_predictions import encode
+from mlore_edu.tasks import TaskSet
 from mlore_edu.training.checkpoint import explain_disk_errors
 
 SIDE = 480
@@ -180,15 +181,3 @@ def _write(out: Path, name: str, image: Tensor, answers: Mapping[str, Tensor], t
         for task in tasks if arrays else ():
             suffix, content = encode(task, answers[task.name].numpy())
             write_atomically(out / task.name / f"{name}{suffix}", content, durable=False)
-
-
-def encode(task: Task, answer: Any) -> tuple[str, bytes]:
-    """One answer as a file: suffix and content.
-
-    Class ids and probabilities (as v / 255) are PNGs of 8 bits, normals (H, W, 3) and metres (H, W) ``.npy``.
-    """
-    if task.metric == "mIoU":
-        return ".png", png_bytes(answer.astype(np.uint8))
-    if task.metric in ("maxF", "odsF"):
-        return ".png", png_bytes(np.rint(answer * 255.0).astype(np.uint8))
-    return ".npy", npy_bytes(np.ascontiguousarray(np.moveaxis(answer, 0, -1)) if task.metric == "mErr" else answer[0])

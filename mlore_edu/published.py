@@ -13,7 +13,8 @@ experts  kernel  parameters_moe ↓  parameters_mlore ↓
 
 The numbers lie in ``published/*.csv``, one file a table, as printed; ``tables.csv`` holds captions and sources,
 ``columns.csv`` units and directions. Columns of metrics bear the names of the library's tasks, so that a row can be
-given to :func:`mlore_edu.multitask_gain` as it is. A new paper needs new files and no code.
+given to :func:`mlore_edu.multitask_gain` as it is. A new paper needs new files and no code. ``settings.csv`` holds how
+the papers trained (:func:`settings`, chapter 16).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from importlib.resources import files
 from typing import TypeAlias
 
@@ -183,6 +185,53 @@ def table(paper: str, number: int | str) -> Table:
     return Table(paper, number, entry["caption"], entry["source"], columns, rows)
 
 
+@dataclass(frozen=True)
+class Setting:
+    """How one thing was set in a paper's training.
+
+    Attributes
+    ----------
+    value
+        A number or text; None for what is left out.
+    source
+        Where it is from.
+    status
+        ``"stated"`` in the paper; in ``"code"`` that its authors, or those whose settings they say they take, have
+        published; or ``"assumed"`` here.
+    """
+
+    value: Cell
+    source: str
+    status: str
+
+
+def settings(paper: str, data: str, backbone: str) -> dict[str, Setting]:
+    """Return all settings of a paper's training, by name: fields of a recipe, weights of losses, the decoder's.
+
+    Parameters
+    ----------
+    paper
+        ``"taskexpert"``, ``"mlore"``, ``"mlore_released"`` (as its published code departs from it) or ``"tif"``.
+    data, backbone
+        As recipes and models name them, e.g. ``"nyud_v2"`` and ``"vit_base"``.
+
+    Raises
+    ------
+    UserError
+        If there is no such paper.
+    """
+    rows = _read("settings.csv")
+    papers = dict.fromkeys(row["paper"] for row in rows)
+    if paper not in papers:
+        raise UserError(f"There are no settings of {paper!r}; choose one of {', '.join(papers)}.")
+    found = {}
+    for row in rows:  # a row with * stands before those that except something from it
+        of_the_paper = paper in (row["paper"], f"{row['paper']}_released")
+        if of_the_paper and fnmatchcase(data, row["data"]) and fnmatchcase(backbone, row["backbone"]):
+            found[row["setting"]] = Setting(_cell(row["value"]), row["source"], row["status"])
+    return found
+
+
 def _read(name: str) -> list[dict[str, str]]:
     text = (files("mlore_edu") / "published" / name).read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
@@ -196,7 +245,7 @@ def _cell(text: str, fractional: bool = False) -> Cell:
     if text == "-":
         return None
     try:
-        return float(text) if fractional or "." in text else int(text)
+        return float(text) if fractional or "." in text or "e-" in text else int(text)
     except ValueError:
         return text
 

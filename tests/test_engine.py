@@ -1,7 +1,6 @@
 """The training loop: its arithmetic against formulas, and its promise that a run broken anywhere goes on unchanged."""
 
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from training_fakes import RECIPE, Countdown, Noise, make_model, press_ctrl_c, run
+from training_fakes import RECIPE, Countdown, Noise, assert_same_run, make_model, press_ctrl_c, run, same_log
 
 from mlore_edu.errors import UserError
 from mlore_edu.losses import MultiTaskLoss
@@ -23,6 +22,7 @@ from mlore_edu.tasks import DOLLHOUSE
 from mlore_edu.training import checkpoint
 from mlore_edu.training.engine import Training, split
 from mlore_edu.training.run_folder import Log, RunFolder, read_log
+from mlore_edu.training.setup import make_optimizer
 
 CPU = torch.device("cpu")
 SGD = dataclasses.replace(
@@ -51,36 +51,6 @@ def batch_of(tasks, size=4):
 
 def flat(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-
-
-def same_log(first, second):
-    """Logs are equal but for the speed."""
-    logs = [
-        [{**entry, "images_per_second": 0} for entry in read_log(Path(path) / "log.jsonl")] for path in (first, second)
-    ]
-    return logs[0] == logs[1]
-
-
-def same_values(first, second):
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(map(same_values, first, second))
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same_values(first[key], second[key]) for key in first)
-    return first == second
-
-
-def assert_same_run(first, second):
-    """Weights, optimiser, random numbers, log and metrics of two complete runs agree to the last bit."""
-    (weights, state), (other_weights, other_state) = (
-        checkpoint.load(checkpoint.latest(Path(folder) / "checkpoints")) for folder in (first, second)
-    )
-    assert weights.keys() == other_weights.keys()
-    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
-    assert same_values(state, other_state)
-    assert same_log(first, second)
-    assert (Path(first) / "metrics.json").read_bytes() == (Path(second) / "metrics.json").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -367,10 +337,16 @@ def test_another_recipe_or_other_peoples_files_in_the_folder_are_left_alone(tmp_
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
     run(tmp_path, tasks=("depth",), iterations=1)
-    with (tmp_path / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    hold = (
+        "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); print(); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", hold, tmp_path / "lock"], **pipes) as other:
+        other.stdout.readline()  # it has the lock
         with pytest.raises(UserError, match="another process is training in"):
             run(tmp_path, tasks=("depth",), iterations=1)
+        other.communicate()
+    run(tmp_path, tasks=("depth",), iterations=1)  # and nobody has it now
 
 
 def test_a_batch_that_cannot_be_divided_among_processes_is_a_user_error(monkeypatch):
@@ -400,6 +376,54 @@ def test_compile_and_channels_last_change_how_not_what_is_computed(monkeypatch):
     second = Training(model, fast, CPU).step(batch)
     assert compiled == [model]
     assert first["loss"] == pytest.approx(second["loss"], rel=1e-4)  # other kernels, other rounding
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_fused_optimiser_makes_the_same_update(optimizer):
+    weights = {}
+    for fused in (False, True):
+        recipe = dataclasses.replace(RECIPE, optimizer=optimizer, weight_decay=0.1, lr=0.1, fused_optimizer=fused)
+        model = OneConvolution()
+        steps = make_optimizer(model, recipe)
+        for number in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, 0.5 - number)
+            steps.step()
+        weights[fused] = flat(model)
+    torch.testing.assert_close(weights[True], weights[False])
+
+
+def test_augmenting_in_the_training_process_changes_nothing_but_the_place(tmp_path):
+    """On a CPU not even the last digit: the same transform runs with the same chance."""
+    run(tmp_path / "here")
+    run(tmp_path / "there", augment_on_gpu=True, workers=1)
+    (first, _), (second, _) = (
+        checkpoint.load(checkpoint.latest(tmp_path / name / "checkpoints")) for name in ("here", "there")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_moving_average_of_the_weights_is_that_of_its_definition_and_is_what_is_judged():
+    recipe = dataclasses.replace(SGD, ema=0.75, lr=0.1, iterations=4)
+    training = Training(OneConvolution(("depth",)), recipe, CPU)
+    batch, average = batch_of(recipe.task_set), None
+    for _ in range(4):
+        training.step(batch)
+        weights = flat(training.model).clone()
+        average = weights if average is None else 0.75 * average + 0.25 * weights  # it begins with the first step's
+        torch.testing.assert_close(flat(training.judged), average, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(flat(training.judged), flat(training.model))
+
+
+def test_a_broken_run_with_a_moving_average_goes_on_as_if_nothing_had_happened(tmp_path):
+    run(tmp_path / "unbroken", ema=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", ema=0.5, on_load=Countdown(5, press_ctrl_c))
+    assert not (tmp_path / "broken/metrics.json").exists()
+    run(tmp_path / "broken", ema=0.5)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+    judged, state = checkpoint.load(checkpoint.latest(tmp_path / "broken/checkpoints"))
+    assert any(not torch.equal(judged[name], state["weights"][name]) for name in judged)
 
 
 def test_tensorboard_files_hold_the_log(tmp_path):

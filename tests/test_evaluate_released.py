@@ -11,7 +11,8 @@ from mlore_edu import cli
 from mlore_edu.data.dollhouse_files import write_dollhouse
 from mlore_edu.data.loaders import make_loader, open_dataset
 from mlore_edu.data.transforms import eval_transform
-from mlore_edu.evaluation import evaluate, evaluate_released
+from mlore_edu.evaluation import evaluate
+from mlore_edu.judging import Choices, judge_released
 from mlore_edu.metrics import NYUD_BOUNDARY, make_meters
 from mlore_edu.released import released_model
 from mlore_edu.tasks import TASK_SETS
@@ -62,7 +63,8 @@ def test_the_table_shows_what_the_model_scores_on_the_validation_split(make_case
     expected = evaluate(model, make_loader(dataset, 1, train=False), tasks, progress=False)
     assert stored["metrics"] == pytest.approx(expected.metrics, rel=1e-4)
     assert stored["details"]["edge"]["images"] == len(dataset) == 3
-    assert shown.strip() == cli.results_table(tasks, stored["metrics"])
+    assert shown.startswith(cli.results_table(tasks, stored["metrics"]) + "\nno paper has numbers on Dollhouse")
+    assert stored["model"] == "mlore_vit_small"
 
 
 @pytest.mark.slow
@@ -73,12 +75,12 @@ def test_the_variant_of_saliency_and_of_boundaries_can_be_chosen(pascal):
     dataset = open_dataset(name, root, "val", TASK_SETS[name], eval_transform(model.img_size))
     loader = make_loader(dataset, 4, train=False)
     expected = evaluate(model, loader, TASK_SETS[name], meters=meters, progress=False).metrics
-    tasks, result = evaluate_released(
-        file, data=name, root=str(root), saliency="released", boundary_protocol="nyud", progress=False
-    )
-    assert tasks is TASK_SETS[name]
+    choices = Choices(root=str(root), saliency="released", boundary="nyud", progress=False)
+    result = judge_released(file, choices, data=name)
+    assert result.tasks is TASK_SETS[name]
+    assert (result.boundary, result.saliency) == ("nyud", "released")
     assert result.metrics == pytest.approx(expected, rel=1e-6)
-    _, standard = evaluate_released(file, root=str(root), progress=False)
+    standard = judge_released(file, Choices(root=str(root), progress=False))
     assert standard.metrics["saliency"] != result.metrics["saliency"]
     assert standard.metrics["edge"] != result.metrics["edge"]
 
@@ -95,8 +97,8 @@ def test_images_are_padded_to_another_size_on_demand(pascal, capsys):
     [
         ("", "give the folder of a run, or --released FILE"),
         ("runs/x --released FILE", "give the folder of a run, or --released FILE"),
-        ("runs/x --saliency released", "--saliency is for --released FILE; leave it out"),
-        ("runs/x --img-size 64 64", "--img-size is for --released FILE; leave it out"),
+        ("runs/x --data nyud_v2", "--data is for --released and --predictions; leave it out, a run's recipe says it"),
+        ("runs/x --img-size 64 64", "--img-size is for --released and --predictions; leave it out"),
         ("--released /nowhere.pth", "There is no file /nowhere.pth"),
         ("--released FILE --root /nowhere", "There is no folder /nowhere"),
         ("--released FILE --root ROOT --data nyud_v2", "the tasks of PASCAL-Context; give --data pascal_context"),

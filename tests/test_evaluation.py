@@ -2,14 +2,19 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from benchmark_folders import write_layout
 from PIL import Image
 from torch import nn
 from training_fakes import RECIPE, Noise, make_model, run
 
+from mlore_edu import cli
 from mlore_edu.data.loaders import make_loader
 from mlore_edu.errors import UserError
 from mlore_edu.evaluation import (
@@ -21,6 +26,7 @@ from mlore_edu.evaluation import (
     evaluate_run,
     recipe_meters,
 )
+from mlore_edu.judging import only_listed
 from mlore_edu.metrics import NYUD_BOUNDARY, DepthRMSE, make_meters
 from mlore_edu.model import ModelOutput
 from mlore_edu.tasks import DOLLHOUSE
@@ -143,6 +149,21 @@ def test_several_processes_shares_add_up_to_the_whole(monkeypatch):
     assert together.details["edge"]["images"] == 3
 
 
+def test_only_listed_images_count_for_boundaries_and_all_of_them_for_the_rest():
+    dataset, model = Noise(4, train=False), make_model(RECIPE)
+    whole = evaluate(model, make_loader(dataset, 1, train=False), DOLLHOUSE, progress=False)
+    few = [batch for batch in make_loader(dataset, 1, train=False) if batch["meta"][0]["id"] in ("noise1", "noise3")]
+    edge = evaluate(model, few, DOLLHOUSE, progress=False).details["edge"]
+    for size in (1, 3):
+        loader = make_loader(dataset, size, train=False)
+        found = evaluate(
+            model, loader, DOLLHOUSE, progress=False, keep=partial(only_listed, listed={"noise3", "noise1"})
+        )
+        assert repr(found.details["edge"]) == repr(edge)
+        assert edge["images"] == 2
+        assert {**found.metrics, "edge": 0} == pytest.approx({**whole.metrics, "edge": 0}, rel=1e-4)
+
+
 def test_a_recipe_chooses_the_variants_of_the_metrics():
     recipe = dataclasses.replace(RECIPE, boundary_protocol="nyud", saliency_variant="released")
     meters = recipe_meters(recipe)
@@ -218,3 +239,25 @@ def test_a_folder_without_a_checkpoint_cannot_be_evaluated(tmp_path):
     (tmp_path / "recipe.json").write_text(RECIPE.to_json())
     with pytest.raises(UserError, match="holds no checkpoint yet; train it first"):
         evaluate_run(tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images_of_a_run_and_of_its_predictions_and_find_the_same(tmp_path):
+    root, here = write_layout(tmp_path / "data", "dollhouse"), str(tmp_path)
+    words = "train dollhouse_baseline_nano_64 --iterations 1 --batch-size 2 --workers 0 --pictures 0"
+    assert cli.main([*words.split(), "--root", str(root), "--run", f"{here}/run"]) == 0
+    alone = json.loads((tmp_path / "run/metrics.json").read_text())
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "mlore_edu"]
+    for words in (
+        f"evaluate {here}/run --save-predictions {here}/p --json {here}/of_run.json",
+        f"evaluate --predictions {here}/p --data dollhouse --root {root} --json {here}/of_files.json",
+    ):
+        done = subprocess.run([*launch, *words.split()], capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("no paper has numbers") == 1
+    of_run, of_files = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("of_run", "of_files"))
+    assert of_run["metrics"] == pytest.approx(alone["metrics"], rel=1e-4)  # other batches, other last digits
+    assert of_run["details"]["edge"]["images"] == of_files["details"]["edge"]["images"] == 2
+    saliency = of_files["metrics"].pop("saliency"), of_run["metrics"].pop("saliency")
+    assert saliency[0] == pytest.approx(saliency[1], abs=1)
+    assert of_files["metrics"] == of_run["metrics"]

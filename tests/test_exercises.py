@@ -9,9 +9,17 @@ from tests import (
     test_exercises_ch12,
     test_exercises_ch13,
     test_exercises_ch14,
+    test_exercises_ch15,
 )
 
-CHAPTERS = (test_exercises_ch09, test_exercises_ch11, test_exercises_ch12, test_exercises_ch13, test_exercises_ch14)
+CHAPTERS = (
+    test_exercises_ch09,
+    test_exercises_ch11,
+    test_exercises_ch12,
+    test_exercises_ch13,
+    test_exercises_ch14,
+    test_exercises_ch15,
+)
 ANSWERS = {check: answers for chapter in CHAPTERS for check, answers in chapter.ANSWERS.items()}
 """For each self-check its right answer and typical wrong ones, as the chapters' own tests list them."""
 

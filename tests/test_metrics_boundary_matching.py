@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,10 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial.distance import cdist
 
-from mlore_edu.metrics import boundary_matching
+from mlore_edu.data.dollhouse import scene
+from mlore_edu.data.dollhouse_files import VALIDATION_SEEDS
+from mlore_edu.metrics import PASCAL_BOUNDARY, boundary_matching
+from mlore_edu.metrics.boundary import suppress
 from mlore_edu.metrics.boundary_matching import (
     _REMOVABLE,
     _ring_steps,
@@ -183,11 +188,41 @@ def test_repaired_matchings_count_the_same_as_fresh_ones_at_every_threshold(seed
         assert matched[t] == (maximum_bipartite_matching(csr_matrix(near)) >= 0).sum()
 
 
+def test_a_networks_predictions_count_as_with_scipy_at_all_thresholds_of_the_protocol():
+    stored = np.load(Path(__file__).parents[1] / "book" / "results" / "boundary_predictions.npz")["probability"]
+    number, middle = 0, (slice(30, 94), slice(20, 90))
+    protocol = replace(PASCAL_BOUNDARY, max_distance=0.05)  # 4.7 pixels, as at full size: many compete for one
+    ridges = suppress(stored[number][middle] / 255, protocol)
+    truth = thin(scene(VALIDATION_SEEDS + number, 128, "full").edge[middle] == 1)
+    tolerance = protocol.max_distance * math.hypot(*truth.shape)
+    predicted, matched = match_thresholds(ridges, truth, protocol.thresholds, tolerance)
+    assert matched.max() > 200
+    for t, threshold in enumerate(protocol.thresholds):
+        fresh = thin(ridges > threshold)
+        near = csr_matrix(pairs_within(fresh, truth, tolerance))
+        assert (predicted[t], matched[t]) == (fresh.sum(), (maximum_bipartite_matching(near) >= 0).sum())
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 30), (61, 83)])
+def test_of_two_identical_maps_every_pixel_is_matched(shape):
+    truth = thin(random_mask(1, shape, 0.4))
+    predicted, matched = match_thresholds(truth * 0.7, truth, (0.1, 0.5, 0.9), 4.0)
+    assert predicted.tolist() == matched.tolist() == [truth.sum(), truth.sum(), 0]
+
+
 def test_compiled_functions_equal_their_python_source(monkeypatch):
     rng = np.random.default_rng(0)
     truth, probability = thin(rng.random((9, 10)) < 0.3), np.round(rng.random((9, 10)), 1)
     expected = match_thresholds(probability, truth, (0.2, 0.4, 0.45, 0.6), 2.0)
-    for name in ("thin_pixels", "neighbour_lists", "augment", "repair_matching", "count_matches"):
+    for name in (
+        "peel",
+        "pixels_beside",
+        "thin_pixels",
+        "neighbour_lists",
+        "augment",
+        "repair_matching",
+        "count_matches",
+    ):
         monkeypatch.setattr(boundary_matching, name, getattr(boundary_matching, name).py_func)
     assert (match_thresholds(probability, truth, (0.2, 0.4, 0.45, 0.6), 2.0) == expected).all()
 

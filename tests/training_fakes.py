@@ -1,4 +1,4 @@
-"""What the tests of training share: a tiny data set of noise, a tiny recipe, and ways to disturb a run."""
+"""What the tests of training share: a data set of noise, a tiny recipe, ways to disturb a run and to compare two."""
 
 import dataclasses
 import os
@@ -13,8 +13,10 @@ from mlore_edu.data.tensors import ClassMap, Depth, Normals
 from mlore_edu.data.transforms import eval_transform, train_transform
 from mlore_edu.model import build_model
 from mlore_edu.tasks import DOLLHOUSE
+from mlore_edu.training import checkpoint
 from mlore_edu.training.engine import fit
 from mlore_edu.training.recipe import Recipe
+from mlore_edu.training.run_folder import read_log
 
 SIZE = 32
 RECIPE = Recipe(
@@ -99,3 +101,33 @@ def press_ctrl_c():
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def same_log(first, second):
+    """Logs are equal but for the speed."""
+    logs = [
+        [{**entry, "images_per_second": 0} for entry in read_log(Path(path) / "log.jsonl")] for path in (first, second)
+    ]
+    return logs[0] == logs[1]
+
+
+def same_values(first, second):
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same_values, first, second))
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same_values(first[key], second[key]) for key in first)
+    return first == second
+
+
+def assert_same_run(first, second):
+    """Weights, optimiser, random numbers, log and metrics of two complete runs agree to the last bit."""
+    (weights, state), (other_weights, other_state) = (
+        checkpoint.load(checkpoint.latest(Path(folder) / "checkpoints")) for folder in (first, second)
+    )
+    assert weights.keys() == other_weights.keys()
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
+    assert same_values(state, other_state)
+    assert same_log(first, second)
+    assert (Path(first) / "metrics.json").read_bytes() == (Path(second) / "metrics.json").read_bytes()

@@ -3,7 +3,8 @@
 A training run that is interrupted and resumed must see what the unbroken run would have seen. So nothing here has a
 state: which image is draw number p, and how it is augmented, are functions of (seed, p) alone. Iteration n consists of
 the draws n·B … n·B + B − 1, whoever loads them: a run resumed at n, any number of workers, and any number of processes
-(rank r of R takes the r-th part of a batch of R·B) see the same draws.
+(rank r of R takes the r-th part of a batch of R·B) see the same draws. For the same reason it does not matter where a
+sample is augmented: in a loading process, or in the training process on its device (chapter 16).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mlore_edu.data.datasets import LabelledImages
+from mlore_edu.data.device_batches import StoredBatch, one_ahead
 from mlore_edu.data.dollhouse_files import DollhouseFolder
 from mlore_edu.data.nyud_v2 import NYUDv2
 from mlore_edu.data.pascal_context import PASCALContext
@@ -82,32 +84,75 @@ def draw_generator(seed: int, draw: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
+def _chance(seed: int, number: int | None) -> torch.Generator | None:
+    return None if number is None else draw_generator(seed, number)
+
+
 def collate(samples: Sequence[Sample | UserError]) -> Batch | UserError:
     """Stack the tensors of several samples; ``meta`` becomes a list."""
+    good = _without_errors(samples)
+    return good if isinstance(good, UserError) else _stack(good)
+
+
+def collate_as_stored(samples: Sequence[Sample | UserError]) -> StoredBatch | UserError:
+    """Put samples of different sizes into one message to the training process."""
+    good = _without_errors(samples)
+    return good if isinstance(good, UserError) else StoredBatch.of(good)
+
+
+def _without_errors(samples: Sequence[Sample | UserError]) -> list[Sample] | UserError:
     good: list[Sample] = []
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
         good.append(sample)
+    return good
+
+
+def _stack(samples: Sequence[Sample]) -> Batch:
     return {
-        name: [sample[name] for sample in good] if name == "meta" else torch.stack([sample[name] for sample in good])
-        for name in good[0]
+        name: [sample[name] for sample in samples] if name == "meta" else torch.stack([s[name] for s in samples])
+        for name in samples[0]
     }
 
 
 class _Drawn(Dataset[Sample | UserError]):
     """The data set addressed by draws; a user's error travels as a value, or a worker would bury it in a traceback."""
 
-    def __init__(self, dataset: LabelledImages, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: LabelledImages, seed: int, augment: bool) -> None:
+        self.dataset, self.seed, self.augment = dataset, seed, augment
 
     def __getitem__(self, draw: Draw) -> Sample | UserError:
         index, number = draw
-        generator = None if number is None else draw_generator(self.seed, number)
         try:
-            return self.dataset.draw(index, generator)
+            if self.augment:
+                return self.dataset.draw(index, _chance(self.seed, number))
+            return {**self.dataset.load(index), "draw": number}
         except UserError as error:
             return error
+
+
+class DeviceAugmentation:
+    """What the loading processes leave to the training process: the same transform with the same chance, on its device.
+
+    Parameters
+    ----------
+    transform
+        The data set's.
+    seed
+        The loader's.
+    device
+        Where the tensors of the batch shall be. On a CPU the batches are those of the ordinary loader bit for bit; a
+        GPU rounds otherwise, a resized image by up to one of its 255 levels.
+    """
+
+    def __init__(self, transform: Step, seed: int, device: torch.device) -> None:
+        self.transform, self.seed, self.device = transform, seed, device
+
+    def __call__(self, stored: StoredBatch) -> Batch:
+        """Augment and stack samples that carry the number of their draw."""
+        samples = stored.on(self.device)
+        return _stack([self.transform(sample, _chance(self.seed, sample.pop("draw"))) for sample in samples])
 
 
 class _TrainingBatches:
@@ -128,19 +173,27 @@ class _TrainingBatches:
 class Loader:
     """Iterating gives batches: endlessly for training, once through the data for evaluation (then it has a length)."""
 
-    def __init__(self, batches: DataLoader[Any], length: int | None) -> None:
-        self._batches, self._length = batches, length
+    def __init__(
+        self, batches: DataLoader[Any], length: int | None, augmentation: DeviceAugmentation | None = None
+    ) -> None:
+        self._batches, self._length, self._augmentation = batches, length, augmentation
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._batches:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        loaded = map(_raised, iter(self._batches))
+        if self._augmentation is None:
+            return loaded
+        return one_ahead(map(self._augmentation, loaded), self._augmentation.device)
 
     def __len__(self) -> int:
         if self._length is None:
             raise TypeError("a training loader is endless and has no length")
         return self._length
+
+
+def _raised(batch: Any) -> Any:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
 
 
 def make_loader(
@@ -153,6 +206,7 @@ def make_loader(
     start_iteration: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    device: torch.device | None = None,
 ) -> Loader:
     """Batches of a data set.
 
@@ -174,6 +228,9 @@ def make_loader(
     rank, world_size
         This process and their number. Training: disjoint parts of a joint batch. Evaluation: every
         ``world_size``-th sample, none twice.
+    device
+        Transform the samples there, in this process, one batch ahead; the loading processes only read. For few cores
+        beside a fast GPU. None: the loading processes do both, and the batches are in the CPU's memory.
 
     Returns
     -------
@@ -194,23 +251,23 @@ def make_loader(
             f"{world_size}; all but the process number must be at least 1."
         )
     draws: Any
+    length = None
     if train:
         draws = _TrainingBatches(len(dataset), batch_size, seed, start_iteration, rank, world_size)
-        length = None
     else:
         mine = range(rank, len(dataset), world_size)
         draws = [[(index, None) for index in mine[i : i + batch_size]] for i in range(0, len(mine), batch_size)]
         length = len(draws)
     batches: DataLoader[Any] = DataLoader(
-        _Drawn(dataset, seed),
+        _Drawn(dataset, seed, augment=device is None),
         batch_sampler=draws,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=collate if device is None else collate_as_stored,
         pin_memory=torch.cuda.is_available(),
         # DataLoader draws a number when iteration begins; a generator of its own keeps the global one untouched.
         generator=torch.Generator().manual_seed(seed),
     )
-    return Loader(batches, length)
+    return Loader(batches, length, DeviceAugmentation(dataset.transform, seed, device) if device is not None else None)
 
 
 def open_dataset(

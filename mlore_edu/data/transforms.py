@@ -3,13 +3,15 @@
 ``train_transform`` chains, in the order shared by InvPT, TaskPrompter, TaskExpert and MLoRE: random scale, random
 crop, flip, photometric distortion, normalisation, centred padding, targets. ``eval_transform`` keeps the last three.
 Every step is called as ``step(sample, generator)`` and draws its chance from that generator alone, so that a loader can
-reproduce the augmentation of any sample of any iteration exactly.
+reproduce the augmentation of any sample of any iteration exactly. A step works where the sample's tensors are, on a
+GPU too (chapter 16); the generator is always one of the CPU, so that chance is the same everywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -73,10 +75,12 @@ class RandomCrop:
         crop_height, crop_width = (min(side, limit) for side, limit in zip(_sides(self.size), (height, width)))
         if (crop_height, crop_width) == (height, width):
             return sample
+        # The one thing in all steps that a GPU would be waited for: fetched once, not asked again for every try.
+        semseg = sample["semseg"].cpu() if "semseg" in sample else None
         for _ in range(self.tries):
             top = int(torch.randint(height - crop_height + 1, (), generator=generator))
             left = int(torch.randint(width - crop_width + 1, (), generator=generator))
-            if "semseg" not in sample or self._is_varied(F.crop(sample["semseg"], top, left, crop_height, crop_width)):
+            if semseg is None or self._is_varied(F.crop(semseg, top, left, crop_height, crop_width)):
                 break
         return _move(sample, F.crop, top, left, crop_height, crop_width)
 
@@ -165,7 +169,14 @@ class Normalise:
 
     def __call__(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
         image = F.to_dtype(sample["image"], torch.float32, scale=True)
-        return {**sample, "image": F.normalize(image, list(self.mean), list(self.std))}
+        mean, std = (_per_channel(tuple(values), image.device) for values in (self.mean, self.std))
+        return {**sample, "image": F.to_image((image - mean).div_(std))}
+
+
+@lru_cache(maxsize=16)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Numbers as a tensor (3, 1, 1); kept, because a GPU would be waited for whenever they are sent there."""
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
 def denormalise(image: torch.Tensor) -> torch.Tensor:
@@ -205,9 +216,10 @@ class IgnoreEmptyParts:
 
     def __call__(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
         parts = sample.get("human_parts")
-        if parts is None or ((parts > 0) & (parts < IGNORE)).any():
+        if parts is None:
             return sample
-        return {**sample, "human_parts": ClassMap(torch.full_like(parts, IGNORE))}
+        shown = ((parts > 0) & (parts < IGNORE)).any()  # not asked by an "if": a GPU would be waited for
+        return {**sample, "human_parts": ClassMap(torch.where(shown, parts, IGNORE))}
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,15 @@
 """Metrics of the field, exactly (chapter 2): one meter each, ``update(prediction, target)`` then ``compute()``."""
 
-from mlore_edu.metrics.boundary import (
+from mlore_edu.metrics.boundary import BoundaryF
+from mlore_edu.metrics.boundary_protocols import (
+    BOUNDARY_PROTOCOLS,
     DOLLHOUSE_BOUNDARY,
     NYUD_BOUNDARY,
     PASCAL_BOUNDARY,
-    BoundaryF,
+    BoundaryName,
     BoundaryProtocol,
+    ignore_unlisted,
+    read_image_ids,
 )
 from mlore_edu.metrics.depth import DepthRMSE
 from mlore_edu.metrics.meter import Meter
@@ -16,10 +20,12 @@ from mlore_edu.metrics.segmentation import MeanIoU
 from mlore_edu.tasks import NYUD_V2, PASCAL_CONTEXT, TaskSet
 
 __all__ = [
+    "BOUNDARY_PROTOCOLS",
     "DOLLHOUSE_BOUNDARY",
     "NYUD_BOUNDARY",
     "PASCAL_BOUNDARY",
     "BoundaryF",
+    "BoundaryName",
     "BoundaryProtocol",
     "DepthRMSE",
     "MaxF",
@@ -27,9 +33,11 @@ __all__ = [
     "Meter",
     "NormalError",
     "angular_error",
+    "ignore_unlisted",
     "implied_baselines",
     "make_meters",
     "multitask_gain",
+    "read_image_ids",
 ]
 
 _BOUNDARY = {PASCAL_CONTEXT.name: PASCAL_BOUNDARY, NYUD_V2.name: NYUD_BOUNDARY}

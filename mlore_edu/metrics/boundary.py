@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -19,70 +18,11 @@ from torch import Tensor
 
 from mlore_edu.errors import UserError
 from mlore_edu.metrics.boundary_matching import Ints, Mask, compiled, match_thresholds, thin
+from mlore_edu.metrics.boundary_protocols import PASCAL_BOUNDARY, BoundaryProtocol
 from mlore_edu.metrics.meter import check_maps, check_probability, check_same
 from mlore_edu.tasks import IGNORE
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class BoundaryProtocol:
-    """Every choice of the boundary evaluation.
-
-    Parameters
-    ----------
-    max_distance
-        Largest distance of a matched pair, as a share of the image diagonal.
-    thresholds
-        Ascending, from 0 to below 1; a pixel is predicted where its probability is greater.
-    levels
-        The probability is rounded to multiples of 1/levels, as if stored in 8 bits; 0 leaves it as it is.
-    suppress
-        Whether to keep only the ridges of the probability (non-maximum suppression).
-    smoothing_radius
-        Radius in pixels of the triangle filter under which the direction of a ridge is measured.
-    suppression_radius
-        A pixel stays if no neighbour up to so many pixels across the ridge has more than ``suppression_multiplier``
-        times its value.
-    border
-        Width in pixels along the image border over which the suppressed map fades to 0.
-    truth_is_regions
-        Whether the target is first taken for a map of regions, whose outlines are drawn (seg2bmap): NYUD-v2's
-        protocol does this to a target that is a boundary map already, and so doubles its lines.
-    """
-
-    max_distance: float = 0.0075
-    thresholds: tuple[float, ...] = (0.001, *(k / 100 for k in range(1, 100)), 0.999)
-    levels: int = 255
-    suppress: bool = True
-    smoothing_radius: int = 4
-    suppression_radius: int = 1
-    suppression_multiplier: float = 1.01
-    border: int = 5
-    truth_is_regions: bool = False
-
-    def __post_init__(self) -> None:
-        ascending = all(a < b for a, b in zip(self.thresholds, self.thresholds[1:]))
-        if not self.thresholds or not ascending or not 0 <= self.thresholds[0] <= self.thresholds[-1] < 1:
-            raise UserError("odsF: the thresholds are not ascending numbers from 0 to below 1; give at least one so.")
-        if not 0 <= self.max_distance < 1:
-            raise UserError(
-                f"odsF: max_distance is {self.max_distance}; give a share of the diagonal from 0 to below 1."
-            )
-
-
-PASCAL_BOUNDARY = BoundaryProtocol()
-"""PASCAL-Context: 0.0075 of the diagonal (4.7 pixels at 375×500), 101 thresholds."""
-
-NYUD_BOUNDARY = BoundaryProtocol(max_distance=0.011, truth_is_regions=True)
-"""NYUD-v2: 0.011 of the diagonal (7.7 pixels at 425×560), 101 thresholds, the target drawn once more."""
-
-DOLLHOUSE_BOUNDARY = BoundaryProtocol(max_distance=0.0225, thresholds=tuple(k / 20 for k in range(1, 20)), border=0)
-"""For the small images of the chapters: 2 pixels at 64×64, 19 thresholds, the border not faded.
-
-PASCAL's share of the diagonal would be less than one pixel there and demand exact hits, and its faded border would be
-an eighth of the image.
-"""
 
 
 class ImageCounts(NamedTuple):
@@ -93,11 +33,19 @@ class ImageCounts(NamedTuple):
     true: int
 
 
+def triangle_smooth(image: Floats, radius: int) -> Floats:
+    """Filter along both axes with weights that fall linearly to 0 at ``radius + 1``; the image goes on mirrored."""
+    triangle = np.minimum(np.arange(1, 2 * radius + 2), np.arange(2 * radius + 1, 0, -1)) / (radius + 1) ** 2
+    return cast(Floats, convolve1d(convolve1d(image, triangle, axis=0), triangle, axis=1))
+
+
 def ridge_normals(probability: Floats, radius: int) -> Floats:
     """Return the direction across the ridge at each pixel, in radians from the x axis towards the y axis (down).
 
     The second derivatives of the smoothed map say how it bends: across a ridge strongly, along it hardly. The field
     takes arctan(±Oyy / Oxx); on a straight ridge at angle a this is arctan(tan² a), exact at multiples of 45 degrees.
+    Its sign is that of −Oxy, 0 included, and then a ridge that is horizontal to the last bit is not thinned at all;
+    here it is, like any other.
 
     Parameters
     ----------
@@ -106,8 +54,7 @@ def ridge_normals(probability: Floats, radius: int) -> Floats:
     radius
         Of the triangle filter, in pixels.
     """
-    triangle = np.minimum(np.arange(1, 2 * radius + 2), np.arange(2 * radius + 1, 0, -1)) / (radius + 1) ** 2
-    smooth = convolve1d(convolve1d(probability, triangle, axis=0), triangle, axis=1)  # mirrored at the border
+    smooth = triangle_smooth(probability, radius)
 
     def derivative(values: Floats, axis: int) -> Floats:
         single = values.shape[axis] == 1
@@ -163,6 +110,7 @@ def suppress(probability: Floats, protocol: BoundaryProtocol) -> Floats:
     if protocol.levels:
         probability = np.round(probability * protocol.levels) / protocol.levels
     if protocol.suppress:
+        probability = triangle_smooth(probability, protocol.presmoothing_radius)
         normals = ridge_normals(probability, protocol.smoothing_radius)
         probability = keep_ridges(probability, normals, protocol.suppression_radius, protocol.suppression_multiplier)
         probability = fade_border(probability, protocol.border)
@@ -215,7 +163,7 @@ class BoundaryF:
     Parameters
     ----------
     protocol
-        Every choice of the evaluation: PASCAL_BOUNDARY, NYUD_BOUNDARY, DOLLHOUSE_BOUNDARY or your own.
+        Every choice of the evaluation: one of BOUNDARY_PROTOCOLS, or your own.
     workers
         Images are counted by so many threads while the caller goes on (the work is compiled and leaves Python's lock
         free); 0 counts them in ``update``. The result is the same.
@@ -241,7 +189,7 @@ class BoundaryF:
         return self._images
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Count one batch.
+        """Count one batch; images without a labelled pixel are passed over.
 
         Parameters
         ----------
@@ -261,6 +209,8 @@ class BoundaryF:
         # nan may stand where nothing is counted; it must not spread through the smoothing
         probabilities = prediction.detach().double().nan_to_num(0).clamp(0, 1).cpu().numpy()
         for probability, labels in zip(probabilities, target.cpu().numpy()):
+            if (labels == IGNORE).all():
+                continue
             if not self.workers:
                 self._images.append(count_image(probability, labels, self.protocol))
                 continue

@@ -49,30 +49,55 @@ _REMOVABLE = _removable_neighbourhoods()
 
 
 @compiled
-def thin_pixels(grid: NDArray[np.uint8], pixels: Ints, ring: Ints, removable: Mask) -> int:
-    """Thin the flat map ``grid``, set at ``pixels``, in place; return how many pixels stay, moved to the front."""
-    alive = len(pixels)
-    removed = np.empty(alive, np.int64)
-    changed = True
-    while changed:
-        changed = False
-        for half in range(2):
-            stay = gone = 0
-            for i in range(alive):
-                code = 0
-                for k in range(8):
-                    code |= int(grid[pixels[i] + ring[k]]) << k
-                if removable[half, code]:
-                    removed[gone] = pixels[i]
-                    gone += 1
-                else:
-                    pixels[stay] = pixels[i]
-                    stay += 1
-            for i in range(gone):  # only now: a half-pass judges every pixel on the same picture
-                grid[removed[i]] = 0
-            alive = stay
-            changed = changed or gone > 0
-    return alive
+def peel(grid: NDArray[np.uint8], candidates: Ints, ring: Ints, removable: NDArray[np.bool_]) -> Ints:
+    """Make one half-pass of thinning over some pixels of the flat map ``grid``, and return those it took away."""
+    removed = np.empty(len(candidates), np.int64)
+    judged = gone = 0
+    for position in candidates:
+        code = 0
+        for k in range(8):
+            code |= int(grid[position + ring[k]]) << k
+        if grid[position] and removable[code]:
+            removed[judged] = position
+            judged += 1
+    for position in removed[:judged]:  # only now: a half-pass judges every pixel on the same picture
+        if grid[position]:  # a candidate may be named twice
+            grid[position] = 0
+            removed[gone] = position
+            gone += 1
+    return removed[:gone]
+
+
+@compiled
+def pixels_beside(grid: NDArray[np.uint8], positions: Ints, ring: Ints) -> Ints:
+    """List the set neighbours of some positions, each once."""
+    found = np.empty(8 * len(positions), np.int64)
+    count = 0
+    for position in positions:
+        for step in ring:
+            if grid[position + step] == 1:
+                grid[position + step] = 2  # listed
+                found[count] = position + step
+                count += 1
+    found = found[:count]
+    grid[found] = 1
+    return found
+
+
+@compiled
+def thin_pixels(grid: NDArray[np.uint8], pixels: Ints, ring: Ints, removable: NDArray[np.bool_]) -> Ints:
+    """Thin the flat map ``grid``, set at ``pixels``, in place, and return the pixels that stay.
+
+    After the first pass a pixel is judged again only if it lost a neighbour: the verdict on the others stands.
+    """
+    beside_first = pixels_beside(grid, peel(grid, pixels, ring, removable[0]), ring)
+    beside_second = pixels_beside(grid, peel(grid, pixels, ring, removable[1]), ring)
+    while len(beside_first) + len(beside_second) > 0:
+        candidates = np.concatenate((beside_first, beside_second))
+        beside_first = pixels_beside(grid, peel(grid, candidates, ring, removable[0]), ring)
+        candidates = np.concatenate((beside_first, beside_second))
+        beside_second = pixels_beside(grid, peel(grid, candidates, ring, removable[1]), ring)
+    return pixels[grid[pixels] > 0]
 
 
 @compiled
@@ -165,7 +190,8 @@ def repair_matching(
             mate_of_true[true] = mate_of_predicted[predicted] = UNMATCHED
     reached = np.zeros(len(mate_of_true), np.int64), np.empty(len(mate_of_true), np.int64)
     for search, predicted in enumerate(present):
-        if mate_of_predicted[predicted] == UNMATCHED:
+        has_neighbours = lists[0][predicted] < lists[0][predicted + 1]
+        if has_neighbours and mate_of_predicted[predicted] == UNMATCHED:
             pairs += augment(predicted, lists[0], lists[1], mates, reached, search + 1)
     return pairs
 
@@ -206,7 +232,7 @@ def count_matches(
             continue
         pixels = positions[:on].copy()
         grid[pixels] = 1
-        pixels = pixels[: thin_pixels(grid, pixels, ring, removable)]
+        pixels = thin_pixels(grid, pixels, ring, removable)
         counts[0, t] = len(pixels)
         counts[1, t] = repair_matching(grid, number_at[pixels], positions, lists, mates)
         grid[pixels] = 0

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 T = TypeVar("T")
 
@@ -64,14 +67,68 @@ def default_device() -> torch.device:
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """Average gradients over processes (DDP) and BatchNorm statistics too, as the papers train."""
+    """Average gradients over processes (DDP) and BatchNorm statistics too, as the papers train.
+
+    DDP waits for the gradient of every parameter, and every decoder of this library gives one to each in every step;
+    so there is no search for unused ones, which would cost a walk through the graph a step.
+    """
     if world_size() == 1:
         return model
-    if device.type == "cuda":  # SyncBatchNorm exists on GPUs only
+    if device.type == "cuda":
         convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
-        model = convert(model)
-        return nn.parallel.DistributedDataParallel(model, device_ids=[device.index])
+        return nn.parallel.DistributedDataParallel(convert(model), device_ids=[device.index])
+    norms: list[Any] = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:  # torch's SyncBatchNorm exists on GPUs only
+        norm.forward = partial(synchronised_batch_norm, norm)
     return nn.parallel.DistributedDataParallel(model)
+
+
+def synchronised_batch_norm(norm: _BatchNorm, features: Tensor) -> Tensor:
+    """BatchNorm over the batches of all processes together: what torch's SyncBatchNorm does on GPUs, in a few lines.
+
+    Every process adds its sums to those of the others, so that all normalise with the mean and the variance of the
+    whole batch. The gradient passes back through the same sums: a pixel on one process moves the mean on all.
+
+    Parameters
+    ----------
+    norm
+        The BatchNorm; its running statistics follow the whole batch.
+    features
+        This process's ``(B, C, H, W)``.
+    """
+    if not norm.training:
+        return F.batch_norm(features, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    features = features.to(torch.promote_types(features.dtype, torch.float32))  # sums need the digits
+    own = features.transpose(0, 1).flatten(1)  # (C, B*H*W)
+    count = world_size() * own.shape[1]  # every process has as many
+    mean = cast(Tensor, _AddUp.apply(own.sum(1))) / count  # (C,)
+    centred = own - mean[:, None]  # (C, B*H*W)
+    variance = cast(Tensor, _AddUp.apply(centred.square().sum(1))) / count  # (C,)
+    with torch.no_grad():
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.momentum is not None
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+        norm.running_var.lerp_((variance * count / (count - 1)).to(norm.running_var.dtype), norm.momentum)
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+    shape = (1, -1, *[1] * (features.dim() - 2))
+    normalised: Tensor = (features - mean.view(shape)) * (variance + norm.eps).rsqrt().view(shape)
+    return torch.addcmul(norm.bias.view(shape), normalised, norm.weight.view(shape))
+
+
+class _AddUp(torch.autograd.Function):
+    """The sum of a tensor over all processes, in every process: each term is in all sums, so its gradient is a sum."""
+
+    @staticmethod
+    def forward(_: Any, term: Tensor) -> Tensor:
+        total = term.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return cast(Tensor, _AddUp.apply(gradient))
 
 
 def mean_of(record: dict[str, Any]) -> dict[str, Any]:

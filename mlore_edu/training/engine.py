@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from mlore_edu.data.datasets import LabelledImages
@@ -25,6 +26,7 @@ from mlore_edu.losses import MultiTaskLoss
 from mlore_edu.training import checkpoint, distributed
 from mlore_edu.training.interruption import Interruption
 from mlore_edu.training.recipe import Recipe
+from mlore_edu.training.recompute import checkpoint_activations
 from mlore_edu.training.report import Report
 from mlore_edu.training.run_folder import RunFolder
 from mlore_edu.training.setup import arrange, make_datasets, make_model, make_optimizer
@@ -118,7 +120,11 @@ class Training:
 
     def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device) -> None:
         arrange(model, recipe)
+        if recipe.checkpointing:
+            checkpoint_activations(model, compiled=recipe.compile)
         self.model = model.to(device)
+        blend: Callable[[float], Any] = get_ema_multi_avg_fn
+        self.average = AveragedModel(model, multi_avg_fn=blend(recipe.ema)) if recipe.ema else None
         self.recipe, self.device, self.iteration = recipe, device, 0
         self.loss = MultiTaskLoss(recipe.task_set, dict(recipe.loss_weights), recipe.edge_positive_weight)
         self.optimizer = make_optimizer(model, recipe)
@@ -127,6 +133,11 @@ class Training:
         self.forward = torch.compile(replica) if recipe.compile else replica
         self.no_sync = getattr(replica, "no_sync", contextlib.nullcontext)
         checkpoint.seed_everything(recipe.seed + distributed.rank())  # dropout differs between processes
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model that is evaluated: the moving average of the weights where the recipe asks for one."""
+        return self.average.module if self.average else self.model
 
     def is_due(self, interval: int | None) -> bool:
         """Whether something done every ``interval`` iterations is due now; at the end everything is."""
@@ -149,6 +160,7 @@ class Training:
             start_iteration=self.iteration,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
+            device=self.device if self.recipe.augment_on_gpu else None,
         )
 
     def step(self, batch: Batch) -> dict[str, Any]:
@@ -176,6 +188,8 @@ class Training:
         self._check_finite(record, batch)
         self.scaler.step(self.optimizer)  # with fp16, a gradient that overflowed is skipped here and the scale lowered
         self.scaler.update()
+        if self.average:
+            self.average.update_parameters(self.model)
         self.iteration += 1
         by_task = {name: record.pop(name) for name in self.recipe.task_set.names}
         return {"iteration": self.iteration, **record, "losses": by_task, "learning_rate": learning_rate}
@@ -233,17 +247,33 @@ class Training:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "random": random_states,
+                "weights": self.model.state_dict() if self.average else None,  # of the steps, beside the average
             }
-            checkpoint.save(folder.checkpoints, self.iteration, self.model.state_dict(), state)
+            checkpoint.save(folder.checkpoints, self.iteration, self.judged.state_dict(), state)
         distributed.barrier()
 
     def restore(self, folder: RunFolder) -> None:
-        """Go back to the last checkpoint, if there is one."""
+        """Go back to the last checkpoint, if there is one.
+
+        Raises
+        ------
+        UserError
+            If it is damaged, or not all processes find the same.
+        """
         last = checkpoint.latest(folder.checkpoints)
+        found = distributed.gather(last.name if last else None)
+        if len(set(found)) > 1:
+            raise UserError(
+                f"some processes find the checkpoint of iteration {max(filter(None, found))} in {folder.path} and some "
+                "do not; with --run-folder, choose a folder that all machines share."
+            )
         if last is None:
             return
         weights, state = checkpoint.load(last)
-        self.model.load_state_dict(weights)
+        self.judged.load_state_dict(weights)
+        if self.average:
+            self.model.load_state_dict(state["weights"])
+            self.average.n_averaged.fill_(state["iteration"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.iteration = state["iteration"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from mlore_edu.errors import UserError
 from mlore_edu.training.recipe import Recipe, did_you_mean
+from mlore_edu.training.recipes_papers import paper_recipes
 
 
 def _dollhouse_recipes() -> list[Recipe]:
@@ -54,38 +55,16 @@ def _dollhouse_recipes() -> list[Recipe]:
         checkpoint_interval=1000,
         eval_interval=5000,
     )
-    return [nano, small, mlore, small_mlore, small_moe, taskexpert, small_taskexpert, tif, small_tif, large]
+    others = [
+        replace(large, name=f"dollhouse_{decoder}_vit_small_512", model=f"{decoder}_vit_small", channels_last=False)
+        for decoder in ("mlore", "taskexpert", "tif")
+    ]
+    nanos = [nano, small, mlore, small_mlore, small_moe, taskexpert, small_taskexpert, tif, small_tif]
+    return [*nanos, large, *others]
 
 
-def _benchmark_recipes() -> list[Recipe]:
-    """The papers' settings (TaskExpert Sec. 4, MLoRE Sec. 4.1); what is not named here is a default of the class."""
-    pascal = Recipe(
-        name="pascal_baseline_vit_base",
-        hardware="one GPU",
-        data="pascal_context",
-        root="data/PASCALContext",
-        img_size=(512, 512),
-        model="baseline_vit_base",
-        pretrained=True,
-        drop_path_rate=0.15,
-        iterations=40_000,
-        batch_size=4,
-        workers=4,
-        log_interval=50,
-        checkpoint_interval=1000,
-    )
-    nyud = replace(
-        pascal,
-        name="nyud_baseline_vit_base",
-        data="nyud_v2",
-        root="data/NYUDv2",
-        img_size=(448, 576),
-    )
-    return [pascal, nyud]
-
-
-RECIPES = {recipe.name: recipe for recipe in (*_dollhouse_recipes(), *_benchmark_recipes())}
-"""The named recipes of ``mlore-edu recipes``."""
+RECIPES = {recipe.name: recipe for recipe in (*_dollhouse_recipes(), *paper_recipes())}
+"""The named recipes of ``mlore-edu recipes``, those of the papers (recipes_papers.py) last."""
 
 
 def find_recipe(name: str) -> Recipe:

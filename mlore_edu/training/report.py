@@ -69,7 +69,7 @@ class Report:
         result = self._evaluate(interruption)
         if distributed.is_main():
             draw(
-                self.training.model,
+                self.training.judged,
                 self.validation_set,
                 self.recipe.task_set,
                 self.folder.pictures,
@@ -83,7 +83,7 @@ class Report:
         loader = evaluation_loader(self.recipe, self.validation_set)
         with interruption.at_once(self.training.iteration, self.folder.path):
             meters = recipe_meters(self.recipe)
-            result = evaluate(self.training.model, loader, self.recipe.task_set, meters=meters, progress=self.progress)
+            result = evaluate(self.training.judged, loader, self.recipe.task_set, meters=meters, progress=self.progress)
         self._last = (self.training.iteration, time.perf_counter())  # the evaluation is no part of the training speed
         if not (self.log and self.log.has_metrics(self.training.iteration)):
             self._write({"iteration": self.training.iteration, "metrics": result.metrics})

@@ -79,7 +79,8 @@ class RunFolder:
     def claimed(self, recipe: Recipe) -> Iterator[None]:
         """Hold the folder for one run of a recipe: made if need be, and locked against a second process.
 
-        The lock goes with the process, however it ends. Of several processes of one run only the main one claims.
+        The lock goes with the process, however it ends: lockf's, unlike flock's, is not inherited by its loading
+        processes, which outlive it by seconds. Of several processes of one run only the main one claims.
 
         Raises
         ------
@@ -96,8 +97,8 @@ class RunFolder:
             lock = (self.path / "lock").open("w")
         with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):  # POSIX allows either
                 raise UserError(
                     f"another process is training in {self.path}; wait for it, or use another folder with --run FOLDER."
                 ) from None

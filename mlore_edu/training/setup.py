@@ -81,7 +81,8 @@ def evaluation_loader(recipe: Recipe, dataset: LabelledImages) -> Loader:
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser over all parameters; the learning rate is set anew before every step."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decay, fused = recipe.weight_decay, recipe.fused_optimizer or None  # None: torch chooses, and not this
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(parameters, recipe.lr, momentum=recipe.momentum, weight_decay=decay, fused=fused)
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, recipe.lr, weight_decay=recipe.weight_decay)
+    return kind(parameters, recipe.lr, weight_decay=decay, fused=fused)
