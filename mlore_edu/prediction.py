@@ -100,15 +100,18 @@ def predict(
     picture = read_image(image)  # (3, H, W)
     own_size = cast(Size, tuple(picture.shape[-2:]))
     framed = frame_image(picture, model.img_size, enlarge=enlarge)
-    (top, left), (height, width) = framed.offset, framed.size
     with evaluating(model) as device:
         raw = model(framed.image[None].to(device)).predictions
-    answers = {}
-    for task in tasks:
-        maps = raw[task.name][..., top : top + height, left : left + width]  # (1, channels, h, w)
-        answers[task.name] = _answer(task, maps.float(), own_size)[0].cpu()
-        if task.loss == "depth_l1" and focal_ratio is not None:
-            answers[task.name] = answers[task.name] * (focal_ratio * max(height, width) / max(own_size))
+    if framed.size == own_size:
+        decoded = {name: _window(value, framed) for name, value in decode(raw, tasks).items()}
+    else:
+        decoded = {task.name: _enlarged(task, _window(raw[task.name], framed).float(), own_size) for task in tasks}
+    answers = {name: value[0].cpu().clone() for name, value in decoded.items()}  # no view of the whole frame
+    if focal_ratio is not None:
+        factor = max(framed.size) / max(own_size)
+        for task in tasks:
+            if task.loss == "depth_l1":
+                answers[task.name] *= focal_ratio * factor
     return answers
 
 
@@ -153,9 +156,15 @@ def frame_image(image: Tensor, size: Size, *, enlarge: bool = False) -> Framed:
     return Framed(sample["image"], sample["meta"]["size"], sample["meta"]["offset"])
 
 
-def _answer(task: Task, raw: Tensor, size: Size) -> Tensor:
+def _window(maps: Tensor, framed: Framed) -> Tensor:
+    """The part of a frame that is not padding."""
+    (top, left), (height, width) = framed.offset, framed.size
+    return maps[..., top : top + height, left : left + width]
+
+
+def _enlarged(task: Task, raw: Tensor, size: Size) -> Tensor:
     """Bring one task's raw prediction ``(1, channels, h, w)`` to the image's size, and decode it."""
-    if raw.shape[-2:] == size or task.loss != "cross_entropy":
+    if task.loss != "cross_entropy":
         return decode({task.name: _resize(raw, size)}, _only(task))[task.name]
     best = _resize(raw[:, :1], size)  # one class after the other: 40 at once of a large photo would fill the memory
     label = torch.zeros_like(best, dtype=torch.int16)
