@@ -55,7 +55,7 @@ class DisagreementError(UserError):
     """The exported model does not give what the model gives."""
 
 
-def export(
+def export_model(
     model: MultiTaskModel, path: str | Path, kind: Format | None = None, *, batches: tuple[int, ...] = BATCHES
 ) -> dict[int, dict[str, float]]:
     """Write a model as a file that runs without this library, after comparing the two.

@@ -93,17 +93,17 @@ def _export(options: argparse.Namespace) -> None:
         save_pretrained(model, out, metrics=run_metrics(options.model))
         print(f"{out} holds the model; me.from_pretrained(\"{out}\") loads it, 'hf upload OWNER/NAME {out}' shares it")
         return
-    from mlore_edu.export import export
+    from mlore_edu.export import export_model
     from mlore_edu.prediction import tasks_of
 
-    differences = export(model, out, "torch" if options.format == "torch" else "onnx")
+    differences = export_model(model, out, "torch" if options.format == "torch" else "onnx")
     print(difference_table(tasks_of(model), differences))
     height, width = model.img_size
     print(f"{out} takes normalised images (B, 3, {height}, {width}), and is {out.stat().st_size / 1e6:.1f} MB large")
 
 
 def difference_table(tasks: TaskSet, differences: Mapping[int, Mapping[str, float]]) -> str:
-    """Lay out what :func:`~mlore_edu.export.export` found, one task a line."""
+    """Lay out what :func:`~mlore_edu.export.export_model` found, one task a line."""
     from mlore_edu.export import TOLERANCE
 
     width = max(len(task.title) for task in tasks)

@@ -54,7 +54,7 @@ def run_everywhere(model, run):
 @pytest.mark.parametrize("name", ["baseline", "mlore, precomposed"])
 def test_a_model_becomes_an_exported_program_for_any_number_of_images(name, tmp_path):
     model = MODELS[name]()
-    differences = export.export(model, tmp_path / "a.pt2")
+    differences = export.export_model(model, tmp_path / "a.pt2")
     assert sorted(differences) == [1, 3]
     assert all(set(tasks) == set(TASKS.names) for tasks in differences.values())
     extra = {export.METADATA: ""}
@@ -70,7 +70,7 @@ def test_every_decoder_becomes_onnx_for_any_number_of_images(name, tmp_path):
     import onnx
 
     model = MODELS[name]()
-    differences = export.export(model, tmp_path / "a.onnx")
+    differences = export.export_model(model, tmp_path / "a.onnx")
     assert max(value for tasks in differences.values() for value in tasks.values()) <= 1e-4
     run_everywhere(model, onnx_runner(tmp_path / "a.onnx"))
     content = onnx.load(tmp_path / "a.onnx")
@@ -85,7 +85,7 @@ def test_every_decoder_becomes_onnx_for_any_number_of_images(name, tmp_path):
 @needs_onnx
 def test_a_published_pyramid_backbone_becomes_onnx_too(tmp_path):
     model = tiny_model("baseline_hrnet18", DOLLHOUSE.subset("depth"), (64, 64))
-    export.export(model, tmp_path / "a.onnx")
+    export.export_model(model, tmp_path / "a.onnx")
     run_everywhere(model, onnx_runner(tmp_path / "a.onnx"))
 
 
@@ -94,12 +94,12 @@ def test_a_published_pyramid_backbone_becomes_onnx_too(tmp_path):
 def test_weights_too_many_for_one_file_lie_beside_it(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_LARGEST_FILE", 1000)
     model = MODELS["baseline"]()
-    export.export(model, tmp_path / "a.onnx")
+    export.export_model(model, tmp_path / "a.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "a.onnx.data"]
     run_everywhere(model, onnx_runner(tmp_path / "a.onnx"))
     (tmp_path / "a.onnx").unlink()
     with pytest.raises(UserError, match=r"a.onnx.data is there already"):
-        export.export(model, tmp_path / "a.onnx")
+        export.export_model(model, tmp_path / "a.onnx")
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -132,7 +132,7 @@ def test_an_export_that_does_not_agree_is_not_written(tmp_path, monkeypatch):
 
     monkeypatch.setitem(export.WRITERS, "torch", write_another)
     with pytest.raises(DisagreementError, match=r"differs from the model by 1.0e-02 of the largest \w+ at \d images?"):
-        export.export(model, tmp_path / "a.pt2")
+        export.export_model(model, tmp_path / "a.pt2")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -154,7 +154,7 @@ def test_a_wrong_shape_and_nan_are_disagreements_too(wrong):
 def test_the_model_itself_stays_as_it_was(tmp_path, echo):
     model = MODELS["baseline"]().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    export.export(model, tmp_path / "a.pt2")
+    export.export_model(model, tmp_path / "a.pt2")
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -163,10 +163,10 @@ def test_the_model_itself_stays_as_it_was(tmp_path, echo):
 def test_nothing_is_overwritten_and_an_unknown_ending_is_refused(tmp_path):
     (tmp_path / "a.pt2").write_text("mine")
     with pytest.raises(UserError, match=r"a.pt2 is there already; move it away, or choose another path"):
-        export.export(MODELS["baseline"](), tmp_path / "a.pt2")
+        export.export_model(MODELS["baseline"](), tmp_path / "a.pt2")
     assert (tmp_path / "a.pt2").read_text() == "mine"
     with pytest.raises(UserError, match=r"a.bin ends neither in .pt2 nor in .onnx"):
-        export.export(MODELS["baseline"](), tmp_path / "a.bin")
+        export.export_model(MODELS["baseline"](), tmp_path / "a.bin")
 
 
 def test_missing_packages_are_named_before_anything_is_done(tmp_path, monkeypatch, capsys):

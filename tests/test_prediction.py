@@ -88,7 +88,7 @@ def test_every_answer_has_the_images_size_and_the_tasks_range(height, width, enl
     torch.testing.assert_close(answers["normals"].norm(dim=0), torch.ones(height, width))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (2, 3), (1500, 1400)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (2, 3), (900, 800)])
 def test_extreme_shapes_are_predicted_too(size):
     for enlarge in (False, True):
         assert predict(MODEL, np.zeros(size), enlarge=enlarge)["semseg"].shape == size

@@ -53,7 +53,7 @@ def test_a_fused_model_is_saved_and_loaded_in_its_form(mode, tmp_path):
 
 def test_every_option_that_was_given_is_remembered(tmp_path):
     options = {"channels": 16, "experts": 3, "k": 2, "generic_rank": None, "variant": "released"}
-    options |= {"head_stride": 4, "blocks": (1, 2, 4), "drop_path_rate": 0.2}
+    options |= {"head_stride": 4, "blocks": (1, 3), "drop_path_rate": 0.2}
     model = build_model("mlore_vit_nano", DOLLHOUSE, SIZE, **options)
     loaded = from_pretrained(save_pretrained(model, tmp_path)).configuration
     assert loaded == model.configuration
@@ -161,9 +161,7 @@ def test_a_name_on_the_hub_is_fetched_file_by_file(tmp_path, monkeypatch):
 
 def test_without_a_network_one_sentence_says_so(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        UserError, match=r"There is no folder somebody/rooms, and config.json could not be fetched"
-    ) as e:
+    with pytest.raises(UserError, match="There is no folder somebody/rooms, and config") as raised:
         from_pretrained("somebody/rooms")
     assert str(raised.value).endswith("check the name, or connect to the network.")
 
