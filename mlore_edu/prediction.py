@@ -26,7 +26,7 @@ from mlore_edu.decoders.base import resize
 from mlore_edu.errors import UserError
 from mlore_edu.evaluation import decode, evaluating
 from mlore_edu.images import ImageSource, read_image
-from mlore_edu.model import MultiTaskModel
+from mlore_edu.model import Configuration, MultiTaskModel
 from mlore_edu.sharing import from_pretrained
 from mlore_edu.tasks import Task, TaskSet
 
@@ -123,9 +123,10 @@ def tasks_of(model: nn.Module) -> TaskSet:
     UserError
         If it was put together by hand.
     """
-    if not isinstance(model, MultiTaskModel) or model.configuration is None:
+    configuration: Configuration | None = getattr(model, "configuration", None)  # also behind torch.compile
+    if configuration is None:
         raise UserError("This model does not know its tasks; build it with build_model, or give tasks=.")
-    return model.configuration.tasks
+    return configuration.tasks
 
 
 def frame_image(image: Tensor, size: Size, *, enlarge: bool = False) -> Framed:
