@@ -13,12 +13,10 @@ from mlore_edu.images import read_image
 from mlore_edu.model import MultiTaskModel
 from mlore_edu.pictures import overlay, palette
 from mlore_edu.prediction import predict, tasks_of
+from mlore_edu.tasks import Task
 
 LONGEST = 1024
 """Side in pixels that a photograph is shrunk to before it is shown: a browser has no use for more."""
-
-BUTTONS = ["fullscreen", "download"]
-"""No button to share: nothing leaves this machine."""
 
 
 def page(model: MultiTaskModel) -> Any:
@@ -40,7 +38,7 @@ def page(model: MultiTaskModel) -> Any:
         If the package ``gradio`` is not installed, or the model does not know its tasks.
     """
     try:
-        gr: Any = import_module("gradio")  # untyped, whether it is installed or not
+        gr: Any = import_module("gradio")
     except ImportError as error:
         raise UserError('The page needs the package gradio; install it with pip install "mlore-edu[demo]".') from error
     tasks = tasks_of(model)
@@ -64,14 +62,12 @@ def page(model: MultiTaskModel) -> Any:
                 shown.append(overlay(image, task.name, label))
         return shown
 
-    def output(task: Any) -> Any:
+    def output(task: Task) -> Any:
+        frame: dict[str, Any] = {"label": task.title, "elem_id": task.name, "min_width": 320, "format": "png"}
         if task.metric != "mIoU":
-            return gr.Image(label=task.title, elem_id=task.name, min_width=320, format="png", buttons=BUTTONS)
+            return gr.Image(**frame, buttons=["fullscreen", "download"])  # none to share: nothing leaves this machine
         colours = ["#" + bytes(colour).hex() for colour in palette(task.name, task.channels)]
-        names = dict(zip(task.class_names, colours))
-        return gr.AnnotatedImage(
-            label=task.title, elem_id=task.name, min_width=320, format="png", buttons=BUTTONS[:1], color_map=names
-        )
+        return gr.AnnotatedImage(**frame, buttons=["fullscreen"], color_map=dict(zip(task.class_names, colours)))
 
     with gr.Blocks(title="mlore-edu", analytics_enabled=False) as blocks:
         gr.Markdown(f"# All answers from one image\n{len(tasks)} tasks of {tasks.name}, one pass of the model.")
