@@ -40,7 +40,7 @@ def page(model: MultiTaskModel) -> Any:
     try:
         gr: Any = import_module("gradio")
     except ImportError as error:
-        raise UserError('The page needs the package gradio; install it with pip install "mlore-edu[demo]".') from error
+        raise UserError("The page needs the package gradio; install it with 'pip install gradio'.") from error
     tasks = tasks_of(model)
 
     def answer(path: str | None) -> list[Any]:

@@ -128,7 +128,7 @@ def check_packages(kind: Format) -> None:
     """
     needed = ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ()
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
-        raise UserError(f'Writing ONNX needs {", ".join(missing)}; install it with pip install "mlore-edu[export]".')
+        raise UserError(f"Writing ONNX needs more packages; install them with 'pip install {' '.join(missing)}'.")
 
 
 class _Predictions(nn.Module):

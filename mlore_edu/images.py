@@ -190,7 +190,7 @@ def film_frames(path: Path, every: int = 1) -> Iterator[tuple[int, Tensor]]:
     try:
         import av
     except ImportError as error:
-        raise UserError('Films need the package av; install it with pip install "mlore-edu[video]".') from error
+        raise UserError("Films need the package av; install it with 'pip install av'.") from error
     try:
         with av.open(str(path)) as film:
             for number, frame in enumerate(film.decode(video=0)):

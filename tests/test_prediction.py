@@ -279,4 +279,4 @@ def test_a_film_without_the_package_is_one_sentence_of_the_command(tmp_path, mon
     (tmp_path / "film.mp4").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "av", None)
     assert cli.main(["predict", str(run), str(tmp_path / "film.mp4"), "--out", str(tmp_path / "out")]) == 2
-    assert 'install it with pip install "mlore-edu[video]"' in capsys.readouterr().err
+    assert "install it with 'pip install av'" in capsys.readouterr().err
