@@ -59,18 +59,18 @@ plots.use_style()
 RESULTS = Path("../results").resolve()
 CPU = torch.device("cpu")
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-16-map", "caption": "One training step from left to right, and where each option of a recipe acts. Blue leaves every number as it is, to the last bit; green changes the order of additions, and so the last digits; orange changes the result a little more, and has to be judged."}, "image": {"alt": "A row of seven boxes joined by arrows: read, augment, forward, backward, exchange, update, save. Below each box are the options that act there, in blue, green or orange letters; a legend explains the colours."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-16-map", "caption": "One training step from left to right, and where each option of a recipe acts. Blue leaves every number as it is, to the last bit; green changes how numbers are rounded, and so the last digits; orange changes a little more, such as the random numbers or what is averaged, and has to be judged."}, "image": {"alt": "A row of seven boxes joined by arrows: read, augment, forward, backward, exchange, update, save. Below each box are the options that act there, in blue, green or orange letters; a legend explains the colours."}}
 blue, orange, green, red, sky, pink = plots.OKABE_ITO[:6]
 STAGES = {
     "read": [("workers", blue)],
-    "augment": [("augment_on_gpu", blue)],
+    "augment": [("augment_on_gpu", green)],
     "forward": [
-        ("precision", orange),
         ("channels_last", green),
-        ("compile", green),
+        ("precision", orange),
+        ("compile", orange),
     ],
     "backward": [("checkpointing", blue), ("accumulation", orange)],
-    "exchange": [("processes", green)],
+    "exchange": [("processes", orange)],
     "update": [("fused_optimizer", green), ("ema", orange)],
     "save": [("resume", blue)],
 }
@@ -159,7 +159,7 @@ for name in {field.name for field in fields(recipe)} & set(settings):
 # where $i$ is the step, $I$ the number of all steps and $\eta_0$ the rate at the start. It is a function of $i$ alone and keeps no state. That is half of
 # what makes a run resumable.
 
-# %% mystnb={"figure": {"name": "fig-16-poly", "caption": "The learning rates of three recipes over their own lengths, each as a share of its start. The power 0.9 keeps a little above the straight line (dotted) and ends at zero."}, "image": {"alt": "Two slightly bent curves from 1 down to 0, one ending at 40 thousand steps and one at 50 thousand, each just above a dotted straight line."}}
+# %% mystnb={"figure": {"name": "fig-16-poly", "caption": "The learning rates of two recipes over their own lengths, each as a share of its start. The power 0.9 keeps a little above the straight line (dotted) and ends at zero."}, "image": {"alt": "Two slightly bent curves from 1 down to 0, one ending at 40 thousand steps and one at 50 thousand, each just above a dotted straight line."}}
 figure, axis = plt.subplots(figsize=(7.5, 2.6))
 for name, colour in (("pascal_mlore_vit_base", blue), ("nyud_tif_hrnet18", orange)):
     its = find_recipe(name)
@@ -193,7 +193,7 @@ except UserError as error:
 # come now.
 
 # %%
-print(*sorted(FREE_FIELDS))
+print(fill(" ".join(sorted(FREE_FIELDS)), 84))
 
 # %% [markdown]
 # ## What it costs
@@ -371,7 +371,7 @@ for name, title in SHOWN.items():
     print(f"{title:16} {M / 1e9:8.0f}e9 {fp32:8.1f} {bf16:8.1f}   hours")
 
 # %% [markdown]
-# So each of these models is about a night's work on such a GPU, if the assumption holds. An estimate of this kind is good for choosing a machine
+# So each of these models is at most a night's work on such a GPU, if the assumption holds. An estimate of this kind is good for choosing a machine
 # and bad for anything else: it knows of arithmetic and not of the thousands of small operations between, of which we shall hear.
 
 # %% [markdown]
@@ -716,8 +716,8 @@ assert torch.equal(compiled(x, weight), last_lines(x, weight))
 print(" → ".join(captured[2:]))
 
 # %% [markdown]
-# The real backend would make one kernel of the last three, and read and write memory once instead of three times. It rounds differently, needs a first step that can take minutes, and
-# compiles again for every new shape, which is a good reason for one crop size. On this page nothing was compiled for a GPU; that its results agree is tested on small models in `tests/`.
+# The real backend would make one kernel of the last three, and read and write memory once instead of three times. It rounds differently, draws the random numbers of drop path from a generator of its own, needs a first step that can take minutes, and
+# compiles again for every new shape, which is a good reason for one crop size. Nothing was compiled for a GPU here; the tests compile small models with backends that make no kernels.
 #
 # ### What the options make of the memory
 #
@@ -931,7 +931,7 @@ except UserError as error:
 # ### Who am I?
 #
 # `torchrun` starts the processes and tells each through environment variables who it is. `RANK` counts over all machines, `LOCAL_RANK` within one.
-# A process takes the GPU of its *local* rank. Code that takes `RANK` works on one machine and fails on the second, where GPU 4 does not exist.
+# A process takes the GPU of its *local* rank. Code that takes `RANK` works on one machine and fails on the second, for want of a GPU of that number.
 
 
 # %%
@@ -1002,6 +1002,7 @@ assert sorted(seen) == sorted(five.ids)  # every image once
 
 # %%
 truth = torch.stack([five[i]["semseg"] for i in range(5)])  # (5, 64, 64)
+torch.manual_seed(0)
 guess = truth.where(torch.rand(truth.shape) < 0.7, 1)  # wrong at 30 %
 whole_meter, *meters = (me.MeanIoU(15) for _ in range(3))
 whole_meter.update(guess, truth)
@@ -1376,6 +1377,9 @@ if learned:
             at = run["curve"]["iteration"][width - 1 :]
             axis.plot(at, smooth, color=colour, label=run["recipe"]["model"])
             axis.set(title=me.DOLLHOUSE[name].title, yscale="log")
+            axis.tick_params(which="minor", labelleft=False)
+    for axis in axes[1]:
+        axis.set_xlabel("iteration")
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4
     )
@@ -1535,7 +1539,7 @@ _ = ch16.check_fair(fair)
 # - A recipe is the identity of a run. Of a paper's settings, few are stated, most are known from code only, and some are guesses; say which.
 # - Memory is four terms, and the activations are the largest; both memory and arithmetic can be known before a GPU is rented.
 # - bf16 needs no loss scaling because it has fp32's range; fp16 without it would lose most of the gradient of a dense loss.
-# - Checkpointing and resuming are exact to the bit. channels_last, a fused optimiser and compiling round otherwise. Accumulation and several processes equal one
+# - Checkpointing and resuming are exact to the bit. channels_last and a fused optimiser round otherwise; compiling also draws other random numbers. Accumulation and several processes equal one
 #   large batch under two conditions: BatchNorm must not see a part only, and pixels must weigh the same everywhere. The first is mended by synchronising, the second is not.
 # - Measure before you speed up: arithmetic, the number of operations, and the loader are three different limits with three different remedies.
 # - What a GPU makes of all this has to be measured on one. A single command does it; where it was not run, this page says so.
