@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlore_edu.complexity import count as count
     from mlore_edu.data.dollhouse import scene as scene
     from mlore_edu.errors import UserError as UserError
+    from mlore_edu.export import export_model as export_model
     from mlore_edu.losses import MultiTaskLoss as MultiTaskLoss
     from mlore_edu.metrics import BoundaryF as BoundaryF
     from mlore_edu.metrics import BoundaryProtocol as BoundaryProtocol
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
     from mlore_edu.metrics import multitask_gain as multitask_gain
     from mlore_edu.model import build_model as build_model
     from mlore_edu.model import list_models as list_models
+    from mlore_edu.prediction import predict as predict
     from mlore_edu.released import load_released_mlore as load_released_mlore
     from mlore_edu.reparameterization import fuse as fuse
+    from mlore_edu.sharing import from_pretrained as from_pretrained
+    from mlore_edu.sharing import save_pretrained as save_pretrained
     from mlore_edu.tasks import DOLLHOUSE as DOLLHOUSE
     from mlore_edu.tasks import NYUD_V2 as NYUD_V2
     from mlore_edu.tasks import PASCAL_CONTEXT as PASCAL_CONTEXT
@@ -40,13 +44,16 @@ _HOME = {
     "count": "complexity",
     "scene": "data.dollhouse",
     "UserError": "errors",
+    "export_model": "export",
     "MultiTaskLoss": "losses",
     **dict.fromkeys(("BoundaryF", "BoundaryProtocol", "DepthRMSE", "MaxF", "MeanIoU", "NormalError"), "metrics"),
     **dict.fromkeys(("implied_baselines", "multitask_gain"), "metrics"),
     "build_model": "model",
     "list_models": "model",
+    "predict": "prediction",
     "load_released_mlore": "released",
     "fuse": "reparameterization",
+    **dict.fromkeys(("from_pretrained", "save_pretrained"), "sharing"),
     **dict.fromkeys(("DOLLHOUSE", "NYUD_V2", "PASCAL_CONTEXT", "Task", "TaskSet"), "tasks"),
 }
 """Module of each public name."""

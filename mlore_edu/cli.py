@@ -16,6 +16,7 @@ from mlore_edu.cli_evaluate import add_evaluate
 from mlore_edu.comparison import results_table
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import TASK_SETS
+from mlore_edu.using import add_commands
 
 RUNS = Path("runs")
 """Where runs go unless ``--run`` names a folder."""
@@ -114,6 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     complexity.add_argument("--img-size", type=int, nargs=2, default=[512, 512], metavar=("H", "W"), help="(512 512)")
     complexity.add_argument("--depth", type=int, default=1, help="levels of modules shown (%(default)s)")
     complexity.set_defaults(run_command=_complexity)
+
+    add_commands(commands)
     return parser
 
 

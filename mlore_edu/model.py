@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -60,6 +61,24 @@ class ModelOutput(NamedTuple):
     routing: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Configuration:
+    """What :func:`build_model` was told, but for where the first weights came from: enough to build a model again.
+
+    Parameters
+    ----------
+    name, tasks, img_size
+        As for :func:`build_model`.
+    options
+        All its other options that were given; names, numbers, and tuples of them.
+    """
+
+    name: str
+    tasks: TaskSet
+    img_size: tuple[int, int]
+    options: Mapping[str, Any]
+
+
 class MultiTaskModel(nn.Module):
     """All tasks from one image in one pass.
 
@@ -71,7 +90,16 @@ class MultiTaskModel(nn.Module):
         Module from maps to a :class:`~mlore_edu.decoders.base.DecoderOutput`.
     heads
         One :class:`~mlore_edu.heads.PredictionHead` per task, by name.
+
+    Attributes
+    ----------
+    img_size
+        ``(H, W)`` of the images that it takes.
+    configuration
+        How :func:`build_model` built it; None where it was put together by hand.
     """
+
+    configuration: Configuration | None = None
 
     def __init__(self, backbone: Backbone, decoder: nn.Module, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -167,7 +195,12 @@ def build_model(
     size = (height // stride, width // stride)
     activation: Literal["gelu", "relu"] = getattr(decoder_class, "head_activation", "gelu")
     heads = {task.name: PredictionHead(decoder.channels, task.channels, size, activation) for task in tasks}
-    return MultiTaskModel(backbone, decoder, heads)
+    model = MultiTaskModel(backbone, decoder, heads)
+    given: dict[str, Any] = {"drop_path_rate": drop_path_rate or None, "head_stride": head_stride}
+    given |= {"channels": channels, "blocks": None if blocks is None else tuple(blocks)}
+    chosen = {option: value for option, value in given.items() if value is not None}
+    model.configuration = Configuration(name, tasks, (height, width), chosen | decoder_overrides)
+    return model
 
 
 def _preset(

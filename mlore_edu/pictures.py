@@ -99,8 +99,38 @@ def to_rgb(task: str, label: Any, classes: int | None = None) -> Array:
     raise UserError(f"No colours are known for a task named {task!r}; use image or one of the six tasks' names.")
 
 
+def overlay(image: Any, task: str, label: Any, classes: int | None = None) -> Array:
+    """Lay one label or decoded prediction over its image, as far as it has places to be seen through.
+
+    Parameters
+    ----------
+    image, label
+        As :func:`to_rgb` takes them.
+    task, classes
+        As for :func:`to_rgb`.
+
+    Returns
+    -------
+    (H, W, 3) uint8. Classes tint the grey image; parts tint people and leave the rest; what is not salient is dark;
+    normals, depth and boundaries are drawn as they are.
+    """
+    under, colours = to_rgb("image", image), to_rgb(task, label, classes)
+    if task == "saliency":
+        return _to_byte(under / 255 * (0.15 + 0.85 * colours / 255))
+    if task not in ("semseg", "human_parts"):
+        return colours
+    grey = under.mean(axis=-1, keepdims=True) / 255
+    tinted = _to_byte(0.4 * grey + 0.6 * colours / 255)
+    return np.where((np.asarray(label) > 0)[..., None], tinted, under) if task == "human_parts" else tinted
+
+
 def panel(
-    rows: Sequence[Mapping[str, Any]], row_titles: Sequence[str] = (), side: int = 160, classes: int | None = None
+    rows: Sequence[Mapping[str, Any]],
+    row_titles: Sequence[str] = (),
+    side: int = 160,
+    classes: int | None = None,
+    *,
+    overlaid: bool = False,
 ) -> Image.Image:
     """Put labels and predictions in one picture: a row per mapping, a column per key, column titles on top.
 
@@ -112,9 +142,15 @@ def panel(
         Written up the left side, e.g. ``("label", "prediction")``.
     side
         Width in pixels that each cell is drawn at (nearest neighbour, so no colour is invented).
+    overlaid
+        Whether each row's cells are laid over its ``"image"``, see :func:`overlay`.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[to_rgb(key, row[key], classes) if key in row else None for key in columns] for row in rows]
+
+    def draw_cell(row: Mapping[str, Any], key: str) -> Array:
+        return overlay(row["image"], key, row[key], classes) if overlaid else to_rgb(key, row[key], classes)
+
+    cells = [[draw_cell(row, key) if key in row else None for key in columns] for row in rows]
     height, width = next(cell.shape[:2] for line in cells for cell in line if cell is not None)
     cell_size = (side, round(side * height / width))
     top, left, gap = 22, 22 if row_titles else 0, 4

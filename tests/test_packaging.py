@@ -34,7 +34,7 @@ def pins():
 
 def test_the_lock_pins_every_package_within_its_range():
     locked = pins()
-    for requirement in requirements("book", "test", "export"):
+    for requirement in requirements("book", "test", "export", "demo", "video"):
         for version in locked[requirement.name]:
             assert requirement.specifier.contains(version, prereleases=True), requirement
 

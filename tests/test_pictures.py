@@ -6,7 +6,16 @@ import torch
 from skimage.color import rgb2lab
 
 from mlore_edu.errors import UserError
-from mlore_edu.pictures import CLASS_COLOURS, DOLLHOUSE_COLOURS, IGNORED_COLOUR, PART_COLOURS, palette, panel, to_rgb
+from mlore_edu.pictures import (
+    CLASS_COLOURS,
+    DOLLHOUSE_COLOURS,
+    IGNORED_COLOUR,
+    PART_COLOURS,
+    overlay,
+    palette,
+    panel,
+    to_rgb,
+)
 from mlore_edu.tasks import NYUD_V2, PASCAL_CONTEXT
 
 # Linear-light simulation of full colour blindness (Machado, Oliveira and Fernandes, 2009, severity 1).
@@ -76,3 +85,30 @@ def test_a_panel_has_a_cell_per_row_and_key():
     cells = np.asarray(page)
     assert (cells[22:86, 22:118] == 0).all()  # the image
     assert (cells[22 + 68 :, 22:118] == 255).all()  # the gap below it
+
+
+def test_an_overlay_shows_the_image_where_there_is_nothing_to_say():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    parts = np.zeros((4, 6), int)
+    parts[1, 2] = 3
+    laid = overlay(image, "human_parts", parts)
+    np.testing.assert_array_equal(np.abs(laid.astype(int) - image).any(-1), parts > 0)
+    np.testing.assert_allclose(overlay(image, "saliency", np.ones((4, 6))), image, atol=1)
+    assert overlay(image, "saliency", np.zeros((4, 6))).max() <= 0.15 * 255 + 1
+    depth = rng.uniform(1, 7, (1, 4, 6))
+    np.testing.assert_array_equal(overlay(image, "depth", depth), to_rgb("depth", depth))
+
+
+def test_an_overlay_of_classes_keeps_their_colours_apart_and_lets_light_and_dark_through():
+    labels = np.arange(15).reshape(3, 5)
+    dark, light = (overlay(np.full((3, 5, 3), grey, np.uint8), "semseg", labels).astype(float) for grey in (0, 255))
+    np.testing.assert_allclose(light - dark, 0.4 * 255, atol=1)
+    np.testing.assert_allclose(dark, 0.6 * palette("semseg")[labels], atol=1)
+
+
+def test_a_panel_can_lay_answers_over_its_image():
+    row = {"image": np.full((8, 8, 3), 200, np.uint8), "human_parts": np.zeros((8, 8), int)}
+    page = np.asarray(panel([row], side=8, overlaid=True))
+    np.testing.assert_array_equal(page[-8:, :8], page[-8:, 12:20])
+    assert not np.array_equal(np.asarray(panel([row], side=8))[-8:, 12:20], page[-8:, :8])
