@@ -70,7 +70,6 @@ MEDIUM = Difficulty(
 )
 FULL = Difficulty("full", _ALL, (2, 4), (0, 3), (3, 7), (1.9, 4.2), 1.0, 0.35, 1.0, 1.0, 1.0, 4.0)
 DIFFICULTIES = {level.name: level for level in (EASY, MEDIUM, FULL)}
-"""All three by name."""
 """The three settings by name: from one large person in a plain room to everything."""
 
 
