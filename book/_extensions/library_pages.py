@@ -2,12 +2,12 @@
 
 from sphinx.ext.napoleon import Config, NumpyDocstring
 
-import mlore_edu
-
 STYLE = Config(
     napoleon_use_param=False,  # "queries, keys" stay one item with one description
     napoleon_use_rtype=False,
-    napoleon_custom_sections=[("Attributes", "params_style")],  # a named tuple's too
+    napoleon_custom_sections=[
+        ("Attributes", "params_style")
+    ],  # a named tuple's too
 )
 
 
@@ -24,17 +24,21 @@ def skip_member(app, what, name, obj, skip, options):
 
 
 def find_home(app, env, node, content):
-    """Link the library's public names, ``UserError`` or ``mlore_edu.fuse``, to the modules that they come from."""
-    public = node.get("reftarget", "").removeprefix("mlore_edu.")
-    if node.get("refdomain") != "py" or public not in mlore_edu.__all__:
+    """Link a name without its module, ``UserError`` or ``mlore_edu.fuse``, where the library has it once."""
+    target = node.get("reftarget", "")
+    name = target.removeprefix("mlore_edu.")
+    if node.get("refdomain") != "py" or not name.isidentifier():
         return None
-    item = getattr(mlore_edu, public)
-    home = f"{item.__module__}.{public}"
     python = env.get_domain("py")
-    if home not in python.objects:
+    homes = [
+        home
+        for home, entry in python.objects.items()
+        if home.endswith(f".{name}") and entry.objtype != "module"
+    ]
+    if len(homes) != 1:
         return None
     return python.resolve_xref(
-        env, node["refdoc"], app.builder, "obj", home, node, content
+        env, node["refdoc"], app.builder, "obj", homes[0], node, content
     )
 
 
