@@ -81,7 +81,7 @@ def table(paper, *kinds):
 # two places cannot both hold, within a paper or between two. A **claim** is made in words that the paper's own numbers do not bear out. A **silence** is something that
 # one needs to know and is not told. And the **released code** of MLoRE departs from its text.
 
-# %% mystnb={"figure": {"name": "fig-ledger-kinds", "caption": "How many findings there are of each kind."}, "image": {"alt": "Four horizontal bars, one each for MLoRE, TaskExpert, TIF and all three papers, divided by kind. MLoRE's is the longest, with about fifty findings; TIF has about forty, TaskExpert about twenty."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-ledger-kinds", "caption": "How many findings there are of each kind."}, "image": {"alt": "Four horizontal bars, one each for MLoRE, TaskExpert, TIF and all three papers, divided by kind. MLoRE's is the longest, with about fifty findings; TIF has about thirty-five, TaskExpert about twenty."}}
 counts = Counter((one.paper, one.kind) for one in findings)
 figure, axis = plt.subplots(figsize=(7.5, 2.2))
 left = np.zeros(len(PAPERS))
@@ -97,13 +97,13 @@ plt.show()
 # %% [markdown]
 # Under "proof" unfolds what shows it: most often tests of this repository, as `module::name`. They recompute the finding from the printed numbers, or build the network and count.
 # "Reading" means that the page itself is enough. "Facts page" means that the authors of this book were told it and could not check it: see the
-# [end](#what-could-not-be-proved-here).
+# [end](#ledger-not-proved).
 #
 # ## MLoRE
 #
 # ### Slips and contradictions
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table("MLoRE", "slip", "contradiction")
 
 # %% [markdown]
@@ -182,13 +182,13 @@ print("rows in which six experts have 0.00:", (never == 6).sum())
 #
 # ### Claims
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table("MLoRE", "claim")
 
 # %% [markdown]
 # ### Silences
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table("MLoRE", "silence")
 
 # %% [markdown]
@@ -197,7 +197,7 @@ table("MLoRE", "silence")
 # Nobody who wrote this book has read that code. What is said of it here was handed to us as facts, and we built to them. The printed sizes then come out, which
 # supports widths and ranks and says little of the rest.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table("MLoRE", "released code")
 
 # %% [markdown]
@@ -205,7 +205,7 @@ table("MLoRE", "released code")
 #
 # ### Slips and contradictions
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table("TaskExpert", "slip", "contradiction")
 
 # %% [markdown]
@@ -223,7 +223,7 @@ for few, many in ((3, 6), (6, 12)):
 # %% [markdown]
 # ### Claims and silences
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table("TaskExpert", "claim", "silence")
 
 # %% [markdown]
@@ -231,7 +231,7 @@ table("TaskExpert", "claim", "silence")
 #
 # ### Slips and contradictions
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table("TIF", "slip", "contradiction")
 
 # %% [markdown]
@@ -275,22 +275,23 @@ print("Q K^T:", tuple((Q @ K.T).shape), " A V:", tuple((A @ K).shape))
 # %% [markdown]
 # ### Claims
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table("TIF", "claim")
 
 # %% [markdown]
 # ### Silences
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table("TIF", "silence")
 
 # %% [markdown]
 # ## All three
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 table("all three", *KINDS)
 
 # %% [markdown]
+# (ledger-not-proved)=
 # ## What could not be proved here
 #
 # No benchmark's archive, no checkpoint and no rival's code could be fetched where this book was written, and code under licences that forbid commercial use was not to be
