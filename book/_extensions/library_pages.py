@@ -5,6 +5,7 @@ from sphinx.ext.napoleon import Config, NumpyDocstring
 STYLE = Config(
     napoleon_use_param=False,  # "queries, keys" stay one item with one description
     napoleon_use_rtype=False,
+    napoleon_attr_annotations=False,  # types stand in the signature
     napoleon_custom_sections=[
         ("Attributes", "params_style")
     ],  # a named tuple's too
