@@ -16,7 +16,9 @@ def read_docstring(app, what, name, obj, options, lines):
     """Turn a docstring in NumPy's style into reStructuredText, in place."""
     # napoleon would take what stands before a constant's first colon for its type
     kind = "object" if what in {"attribute", "data", "property"} else what
-    lines[:] = NumpyDocstring(lines, STYLE, app, kind, name, obj, options).lines()
+    read = NumpyDocstring(lines, STYLE, app, kind, name, obj, options).lines()
+    # smart dashes are off, lest they take --run for –run
+    lines[:] = [line.replace(" -- ", " – ") for line in read]
 
 
 def skip_member(app, what, name, obj, skip, options):
