@@ -197,7 +197,7 @@ print(
 # ```{math}
 # :label: eq-boundary-matching
 # \max_{M \subseteq E} |M|
-# \quad\text{so that every } p \in P \text{ and every } t \in T \text{ is in at most one pair of } M,
+# \quad\text{with every } p \in P \text{ and } t \in T \text{ in at most one pair},
 # \qquad E = \{(p, t) : \lVert p - t \rVert \le r\}.
 # ```
 #
@@ -440,8 +440,9 @@ for threshold in thresholds:
 found = np.array(steps)[np.array(steps) > 0]
 assert len(mate) == anew[-1]
 print(
-    f"{100 * (found == 1).mean():.0f} % of the new pairs need no path beyond the pair"
+    f"{100 * (found == 1).mean():.0f} % of successful searches end at the first step"
 )
+print(f"the longest path makes {found.max()} pairs")
 
 
 # %% tags=["hide-input"]
@@ -534,7 +535,7 @@ show_components(axis)
 # ```
 #
 # How different is that? A path that makes $k$ pairs of $k - 1$ lengthens the pairs by less than $k\, r$ altogether, and saves two prices of $100\, r$. So every path of fewer than
-# 200 pairs pays off, whatever the distances, and the cheapest assignment is a largest matching unless some path is longer than that. In our room few paths need more than a handful.
+# 200 pairs pays off, whatever the distances, and the cheapest assignment is a largest matching unless some path is longer than that. In our small picture no path came near that.
 #
 # Two things keep it from being exact. To keep the graph sparse each pixel is joined to at most six stand-ins for "alone", drawn at *random*, and now and then one is left without. And on long chains the price may not be worth the way.
 #

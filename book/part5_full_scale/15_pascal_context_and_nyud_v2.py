@@ -1270,4 +1270,4 @@ _ = ch15.check_mean_error(mean_error)
 # - 4,998 and 5,105; 795 and 654; 2,498 for the boundaries. There is no third split, so nothing may be chosen on the second.
 # - No real archive was seen while this was written. `verify` will tell you, and please tell us.
 #
-# You can now put either data set in place and say what a number measured on it means. Chapter 16 trains on it.
+# You can now put either data set in place and say what a number measured on it means. [Chapter 16](16_training_on_cuda.ipynb) trains on it.
