@@ -1,5 +1,7 @@
 """Pages of the library, made from its docstrings: Sphinx's autodoc finds them, its napoleon reads NumPy's style."""
 
+import re
+
 from sphinx.ext.napoleon import Config, NumpyDocstring
 
 STYLE = Config(
@@ -14,11 +16,11 @@ STYLE = Config(
 
 def read_docstring(app, what, name, obj, options, lines):
     """Turn a docstring in NumPy's style into reStructuredText, in place."""
-    # napoleon would take what stands before a constant's first colon for its type
-    kind = "object" if what in {"attribute", "data", "property"} else what
-    read = NumpyDocstring(lines, STYLE, app, kind, name, obj, options).lines()
-    # smart dashes are off, lest they take --run for –run
-    lines[:] = [line.replace(" -- ", " – ") for line in read]
+    kind, text = what, lines
+    if what in {"attribute", "data", "property"}:
+        kind = "object"  # or napoleon takes what stands before the first colon for its type
+        text = [re.sub(r"(?<!`)(--[a-z][\w-]*)", r"``\1``", line) for line in lines]
+    lines[:] = NumpyDocstring(text, STYLE, app, kind, name, obj, options).lines()
 
 
 def skip_member(app, what, name, obj, skip, options):
