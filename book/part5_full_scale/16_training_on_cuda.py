@@ -101,7 +101,7 @@ for x, colour, words in (
 # - read a recipe line by line, and say which of its settings a paper states, which only its code shows, and which are guessed;
 # - account for the memory of a training step and estimate its hours, before a GPU is rented;
 # - say of bf16, channels_last, accumulation, checkpointing, a fused optimiser, a moving average and `torch.compile` what each changes, and show it;
-# - write data-parallel training from one operation, and name the three ways in which several processes learn something else than one;
+# - write data-parallel training from one operation, and name the ways in which several processes learn something else than one;
 # - find where a step's time goes, and whether the GPU waits for the loader;
 # - launch, watch, interrupt and resume a run, so that nobody can tell from the result.
 #
@@ -354,7 +354,7 @@ _ = figure.legend(loc="outside upper center", ncols=4, fontsize=9)
 # \text{hours} = \frac{6 \, M \, B \, I}{3600 \, r}.
 # ```
 #
-# Everything but $r$ is exact. What the library assumes for $r$, and why, is written beside the number in `budget.py`: it starts from the one training time that any of the three
+# Everything but $r$ is known beforehand. What the library assumes for $r$, and why, is written beside the number in `budget.py`: it starts from the one training time that any of the three
 # papers prints.
 
 # %%
@@ -448,7 +448,7 @@ _ = axis.legend(loc="upper right")
 
 # %% [markdown]
 # This is what *loss scaling* is for {cite}`micikevicius2018mixed`: multiply the loss by $2^{16}$, divide the gradient by it before the update, halve the factor whenever something
-# overflows. `torch.amp.GradScaler` does so for `--precision fp16`. With bf16 nothing is lost, so there is nothing to scale.
+# overflows. `torch.amp.GradScaler` does so for `--precision fp16`. With bf16 nothing vanishes, so there is nothing to scale.
 #
 # Not every operation may be coarse. *Autocast* leaves the weights in fp32 and casts at each call: convolutions and matrix products get
 # 16-bit copies, and sums over many numbers stay in 32. Which is which can be seen from what the modules return:
@@ -901,7 +901,8 @@ print(f"on two processes, parts learn with {share:.2f} of the gradient")
 # weighs a quarter. Over many steps a task whose labels are rare is held back, and *one GPU with four images is not quite four GPUs with one*. The
 # remedy, dividing by the number of all processes' valid pixels, is {numref}`ex-16-fair`. The library does as DDP does; that no paper says which it had is one more reason to report the number of GPUs.
 #
-# A third difference is wanted: drop path and routing noise draw other numbers on every process, as the images of one batch do on one.
+# Third, whatever else looks at a batch as a whole sees its own part only: the balance loss of MLoRE's routers (chapter 7), and the class frequencies in the loss of saliency. That drop path and routing noise
+# draw other numbers on every process, on the other hand, is wanted: on one they differ between the images, too.
 #
 # ### The batch stays 4
 #
@@ -1031,7 +1032,7 @@ print("the mean of the two is the mIoU:", bool(abs(mean - pooled) < 0.01))
 #     pascal_mlore_vit_base --precision bf16 --run-folder /shared/runs/mlore
 # ```
 #
-# (`--run-folder` is `--run`, a name which torchrun keeps for itself.) On several machines the run folder must lie on a disk that all of them see. Only rank 0 writes, but all read the checkpoint when a run goes on, and those that find another one than the
+# (The recipe itself is in fp32, as far as anyone knows; with bf16 it is another one. `--run-folder` is `--run`, a name which torchrun keeps for itself.) On several machines the run folder must lie on a disk that all of them see. Only rank 0 writes, but all read the checkpoint when a run goes on, and those that find another one than the
 # rest stop with a sentence that says so.
 #
 # Processes die: a machine is taken away, memory runs out. `torchrun` can start all of them anew, and since a run goes on from its last checkpoint by itself, that is all there is to elastic training:
@@ -1042,7 +1043,7 @@ print("the mean of the two is the mIoU:", bool(abs(mean - pooled) < 0.01))
 # ```
 #
 # The variable is no decoration. Without it the restarted processes may read the address at which the dead ones met, and wait there or be refused (PyTorch's issue 135712; we saw *connection refused*). Starting real processes takes too long for a
-# notebook. `tests/test_distributed_training.py` does it: two processes, gradients of all decoders equal to one process with both batches; metrics of five images on two processes, none twice; and the main process killed in the middle
+# notebook. `tests/test_distributed_training.py` does it: two processes, gradients of all decoders equal to one process with both batches (the routers' noise and balance switched off); metrics of five images on two processes, none twice; and the main process killed in the middle
 # with `SIGKILL`, restarted, and the outcome equal to an unbroken run bit for bit. On CPUs; several GPUs we have not had.
 #
 # ## Where the time goes
