@@ -14,7 +14,8 @@ experts  kernel  parameters_moe ↓  parameters_mlore ↓
 The numbers lie in ``published/*.csv``, one file a table, as printed; ``tables.csv`` holds captions and sources,
 ``columns.csv`` units and directions. Columns of metrics bear the names of the library's tasks, so that a row can be
 given to :func:`mlore_edu.multitask_gain` as it is. A new paper needs new files and no code. ``settings.csv`` holds how
-the papers trained (:func:`settings`, chapter 16).
+the papers trained (:func:`settings`, chapter 16), ``ledger.csv`` what is wrong, contradictory or left open in them
+(:func:`ledger`, the appendix of that name).
 """
 
 from __future__ import annotations
@@ -230,6 +231,41 @@ def settings(paper: str, data: str, backbone: str) -> dict[str, Setting]:
         if of_the_paper and fnmatchcase(data, row["data"]) and fnmatchcase(backbone, row["backbone"]):
             found[row["setting"]] = Setting(_cell(row["value"]), row["source"], row["status"])
     return found
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the ledger: something in a paper, or in released code, that a reader should know.
+
+    Attributes
+    ----------
+    paper, place
+        ``"MLoRE"``, ``"TaskExpert"``, ``"TIF"`` or ``"all three"``; and where in it.
+    kind
+        ``"slip"``: a wrong number or symbol. ``"contradiction"``: two places that cannot both hold. ``"claim"``: words
+        that the paper's own numbers do not bear out. ``"silence"``: something needed and not said.
+        ``"released code"``: where that departs from the text.
+    printed, follows
+        What is there (of a silence: what is not), and what follows from it.
+    proof
+        Tests as ``module::name``, chapters whose cells show it, ``reading`` where the page itself is enough, and
+        ``facts page`` for what was told to the authors of this book and could not be checked here; joined by ``"; "``.
+    here
+        What this book does.
+    """
+
+    paper: str
+    place: str
+    kind: str
+    printed: str
+    follows: str
+    proof: str
+    here: str
+
+
+def ledger() -> tuple[Finding, ...]:
+    """Return every slip, contradiction and silence of the papers that this book found, in its order."""
+    return tuple(Finding(**row) for row in _read("ledger.csv"))
 
 
 def _read(name: str) -> list[dict[str, str]]:

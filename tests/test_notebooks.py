@@ -44,7 +44,8 @@ def text(notebook):
 
 def test_every_chapter_of_the_contents_has_a_notebook():
     named = re.findall(r"file: ((?:part|appendix)\S+)", (BOOK / "_toc.yml").read_text())
-    assert {BOOK / f"{name}.ipynb" for name in named} == {*CHAPTERS, *APPENDICES}
+    written = [name for name in named if not (BOOK / f"{name}.md").exists()]  # some appendices are pages of text
+    assert {BOOK / f"{name}.ipynb" for name in written} == {*CHAPTERS, *APPENDICES}
     assert CHAPTERS
 
 
