@@ -1353,12 +1353,13 @@ place.cleanup()
 
 
 # %%
-def record_of(name):
-    path = RESULTS / f"gpu_{name}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+def records(kind):
+    """The records of one kind by recipe, as far as there are any."""
+    paths = sorted(RESULTS.glob(f"gpu_{kind}_*.json"))
+    return {p.stem[len(f"gpu_{kind}_") :]: json.loads(p.read_text()) for p in paths}
 
 
-speed, learned = record_of("speed"), record_of("training")
+speed, learned = records("speed"), records("training")
 
 
 # %%
@@ -1367,10 +1368,10 @@ def cell(row, key):
 
 
 keys = ("steps_per_second", "peak_gib", "busy_percent", "hours")
-for name, tried in speed.get("recipes", {}).items():
-    print(f"{name} on {', '.join(speed['gpus']) or 'no GPU'}")
+for name, its in speed.items():
+    print(f"{name} on {', '.join(its['gpus']) or 'no GPU'}")
     print(f"{'':36} steps/s      GiB   busy %    hours")
-    for words, row in tried.items():
+    for words, row in its["settings"].items():
         print(f"{words:36}", *(cell(row, key) for key in keys))
 if not speed:
     print("Speed and memory on a GPU: not run.")
@@ -1378,7 +1379,7 @@ if not speed:
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-16-gpu", "caption": "Training of the four decoders on Dollhouse at 512×512 on a GPU: each task's loss, averaged over its neighbours."}, "image": {"alt": "One small chart for each of six tasks with a falling curve for each of the four decoders."}}
 if learned:
     figure, axes = plt.subplots(2, 3, figsize=(7.5, 4.2), sharex=True)
-    for run, colour in zip(learned["runs"].values(), plots.OKABE_ITO):
+    for run, colour in zip(learned.values(), plots.OKABE_ITO):
         for axis, (name, losses) in zip(axes.flat, run["curve"]["losses"].items()):
             width = max(1, len(losses) // 40)
             smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
@@ -1395,7 +1396,7 @@ else:
     print("The four decoders at 512×512: not run.")
 
 # %%
-for name, run in learned.get("runs", {}).items():
+for name, run in learned.items():
     print(name, {task: round(value, 2) for task, value in run["metrics"].items()})
 
 # %% [markdown]

@@ -97,7 +97,8 @@ class Recipe:
     batch_size: int = 16
     """Images per optimiser step, over all GPUs and accumulated parts together."""
     accumulation: int = 1
-    """Split each batch into this many parts, run one after the other: same gradient, less memory."""
+    """Split each batch into this many parts, run one after the other: less memory, and the same gradient up to what
+    BatchNorm and the losses' means make of a part (chapter 16)."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """The papers train with Adam; 'adamw' decays weights apart from the gradient."""
     lr: float = 2e-5
