@@ -74,6 +74,8 @@ class Options:
     """On a CPU; torch's choice if not given."""
     quick: bool = False
     """One round of two images."""
+    networks: tuple[str, ...] = tuple(NETWORKS)
+    """Which to measure, by name."""
     json: Path | None = None
     """Write a record here."""
 
@@ -128,7 +130,7 @@ def start(name: str, device: str, training: bool, options: Options) -> dict[str,
 
 def measure(training: bool, options: Options, device: str) -> list[dict[str, Any]]:
     """One row for every network that can be run so: fused ones are not trained."""
-    names = [name for name, network in NETWORKS.items() if not (training and network.fused)]
+    names = [name for name in options.networks if not (training and NETWORKS[name].fused)]
     rows = [start(name, device, training, options) for name in names]
     if device == "cuda" and not torch.cuda.is_available():
         return rows

@@ -7,6 +7,7 @@ Interval(value=0.64, low=0.38, high=0.9, seen=0.35)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import combinations, permutations
 from typing import NamedTuple
 
@@ -102,6 +103,7 @@ def kth_interval(differences: Array, k: int, level: float = 0.95) -> Interval:
     return Interval(float(means[place]), low, high, float(errors[place]) * _shift(seeds, level))
 
 
+@lru_cache
 def _shift(seeds: int, level: float, power: float = 0.8) -> float:
     """How many standard errors off zero a true mean must be to be told from it with this probability."""
     limit = student.ppf((1 + level) / 2, seeds - 1)

@@ -115,6 +115,14 @@ def markdown(table: Table, its: list[Place]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def why_not(its: list[Place]) -> str:
+    """Say in Markdown which rows of a table were not run, and why; rows of one reason together."""
+    reasons = {place.reason: [other.label for other in its if other.reason == place.reason] for place in its}
+    if len(reasons) == 1:
+        return f"*All rows: {next(iter(reasons))}.*"
+    return "\n".join(f"- *{'; '.join(dict.fromkeys(labels))}: {reason}.*" for reason, labels in reasons.items())
+
+
 def _cell(place: Place, name: str, decimals: int) -> str:
     value = place.row[name]
     printed = "–" if value is None else f"{value:.{decimals}f}"

@@ -31,6 +31,7 @@ MODELS = {
     "taskexpert, ViT-B": ("taskexpert_vit_base", PASCAL, {}),
     "taskexpert, ViT-S": ("taskexpert_vit_small", PASCAL, {}),
     "taskexpert, ViT-L": ("taskexpert_vit_large", PASCAL, {}),
+    "taskexpert, ViT-L, NYUD-v2": ("taskexpert_vit_large", NYUD, {}),
     "tif, HRNet18": ("tif_hrnet18", NYUD, {}),
     "tif, Swin-T": ("tif_swin_tiny", NYUD, {}),
     "tif, Swin-L": ("tif_swin_large", NYUD, {}),
