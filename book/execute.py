@@ -1,6 +1,6 @@
 """Run chapters in fresh kernels and save notebooks whose diffs stay small.
 
-    make chapters            every chapter
+    make chapters            every chapter and appendix
     make chapters ONLY=03    those whose file name begins so
 
 The `.py` (jupytext percent format) is what an author edits; the `.ipynb` beside it is made here: executed from top to
@@ -25,12 +25,12 @@ KERNEL = {
 
 
 def chapters(prefix: str = "") -> list[Path]:
-    """Scripts of the chapters in reading order."""
-    return sorted(
-        path
-        for path in BOOK.glob("*/[0-9][0-9]_*.py")
-        if path.name.startswith(prefix)
-    )
+    """Scripts of the chapters in reading order, then those of the appendices."""
+    scripts = [
+        *sorted(BOOK.glob("part*/[0-9][0-9]_*.py")),
+        *sorted(BOOK.glob("appendix/*.py")),
+    ]
+    return [path for path in scripts if path.name.startswith(prefix)]
 
 
 def execute(script: Path) -> None:

@@ -10,6 +10,7 @@ from tests import (
     test_exercises_ch13,
     test_exercises_ch14,
     test_exercises_ch15,
+    test_exercises_ch16,
     test_exercises_ch17,
 )
 
@@ -20,6 +21,7 @@ CHAPTERS = (
     test_exercises_ch13,
     test_exercises_ch14,
     test_exercises_ch15,
+    test_exercises_ch16,
     test_exercises_ch17,
 )
 ANSWERS = {check: answers for chapter in CHAPTERS for check, answers in chapter.ANSWERS.items()}

@@ -13,15 +13,25 @@ import numpy as np
 import pytest
 
 BOOK = Path(__file__).parents[1] / "book"
-CHAPTERS = sorted(BOOK.glob("*/[0-9][0-9]_*.ipynb"))
+CHAPTERS = sorted(BOOK.glob("part*/[0-9][0-9]_*.ipynb"))
+APPENDICES = sorted(BOOK.glob("appendix/*.ipynb"))
+
+
+def read(path):
+    notebook = json.loads(path.read_text())
+    notebook["path"] = path
+    notebook["code"] = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    return notebook
+
+
+@pytest.fixture(params=[*CHAPTERS, *APPENDICES], ids=lambda path: path.stem)
+def notebook(request):
+    return read(request.param)
 
 
 @pytest.fixture(params=CHAPTERS, ids=lambda path: path.stem)
 def chapter(request):
-    notebook = json.loads(request.param.read_text())
-    notebook["path"] = request.param
-    notebook["code"] = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    return notebook
+    return read(request.param)
 
 
 def source(cell):
@@ -33,45 +43,45 @@ def text(notebook):
 
 
 def test_every_chapter_of_the_contents_has_a_notebook():
-    named = re.findall(r"file: (part\S+)", (BOOK / "_toc.yml").read_text())
-    assert {BOOK / f"{name}.ipynb" for name in named} == set(CHAPTERS)
+    named = re.findall(r"file: ((?:part|appendix)\S+)", (BOOK / "_toc.yml").read_text())
+    assert {BOOK / f"{name}.ipynb" for name in named} == {*CHAPTERS, *APPENDICES}
     assert CHAPTERS
 
 
-def test_it_was_run_from_top_to_bottom_in_a_fresh_kernel(chapter):
-    assert [cell["execution_count"] for cell in chapter["code"]] == list(range(1, len(chapter["code"]) + 1))
+def test_it_was_run_from_top_to_bottom_in_a_fresh_kernel(notebook):
+    assert [cell["execution_count"] for cell in notebook["code"]] == list(range(1, len(notebook["code"]) + 1))
 
 
-def test_no_cell_failed(chapter):
-    assert not [o for cell in chapter["code"] for o in cell["outputs"] if o["output_type"] == "error"]
+def test_no_cell_failed(notebook):
+    assert not [o for cell in notebook["code"] for o in cell["outputs"] if o["output_type"] == "error"]
 
 
-def test_no_cell_is_hidden_from_nbval(chapter):
+def test_no_cell_is_hidden_from_nbval(notebook):
     allowed = {"nbval-ignore-output", "hide-input", "hide-output", "remove-input"}
-    for cell in chapter["code"]:
+    for cell in notebook["code"]:
         tags = set(cell["metadata"].get("tags", []))
         assert tags <= allowed, tags
         # only a widget, which prints nothing that could be compared, may leave its output unchecked
         assert "nbval-ignore-output" not in tags or "interact" in source(cell)
 
 
-def test_it_equals_its_script(chapter):
-    script = jupytext.read(chapter["path"].with_suffix(".py"))
-    assert [cell.cell_type for cell in script.cells] == [cell["cell_type"] for cell in chapter["cells"]]
-    for written, run in zip(script.cells, chapter["cells"], strict=True):
+def test_it_equals_its_script(notebook):
+    script = jupytext.read(notebook["path"].with_suffix(".py"))
+    assert [cell.cell_type for cell in script.cells] == [cell["cell_type"] for cell in notebook["cells"]]
+    for written, run in zip(script.cells, notebook["cells"], strict=True):
         assert written.source == source(run)
 
 
-def test_every_figure_has_alt_text_and_a_caption(chapter):
-    for cell in chapter["code"]:
+def test_every_figure_has_alt_text_and_a_caption(notebook):
+    for cell in notebook["code"]:
         if any("image/png" in output.get("data", {}) for output in cell["outputs"]):
             shown = cell["metadata"].get("mystnb", {})
             assert len(shown.get("image", {}).get("alt", "")) > 20, source(cell)[:80]
             assert len(shown.get("figure", {}).get("caption", "")) > 20, source(cell)[:80]
 
 
-def test_outputs_hold_no_times_paths_or_addresses(chapter):
-    for cell in chapter["code"]:
+def test_outputs_hold_no_times_paths_or_addresses(notebook):
+    for cell in notebook["code"]:
         for output in cell["outputs"]:
             shown = "".join(output.get("text", "")) + "".join(output.get("data", {}).get("text/plain", ""))
             assert not re.search(
@@ -79,8 +89,8 @@ def test_outputs_hold_no_times_paths_or_addresses(chapter):
             ), shown
 
 
-def test_cells_are_short_enough_to_read(chapter):
-    lengths = [len([line for line in source(cell).splitlines() if line.strip()]) for cell in chapter["code"]]
+def test_cells_are_short_enough_to_read(notebook):
+    lengths = [len([line for line in source(cell).splitlines() if line.strip()]) for cell in notebook["code"]]
     assert np.median(lengths) <= 8
     assert np.percentile(lengths, 90) <= 30
 
@@ -101,8 +111,16 @@ def test_every_solution_is_run_and_found_correct(chapter):
     assert len(set(re.findall(r"Exercise (\d+\.\d+): correct\.", printed))) == asked
 
 
-def test_headings_come_in_order(chapter):
-    levels = [len(match) for match in re.findall(r"^(#+) ", text(chapter), re.MULTILINE)]
+def test_an_appendix_says_what_it_is_for_and_ends_with_what_it_gave():
+    for path in APPENDICES:
+        prose = text(read(path))
+        assert re.search(r"^## What you will be able to do", prose, re.MULTILINE)
+        assert re.search(r"^## Takeaways", prose, re.MULTILINE)
+        assert "minutes" in prose
+
+
+def test_headings_come_in_order(notebook):
+    levels = [len(match) for match in re.findall(r"^(#+) ", text(notebook), re.MULTILINE)]
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(following - before <= 1 for before, following in pairwise(levels))

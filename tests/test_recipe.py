@@ -176,3 +176,11 @@ def test_a_folder_without_a_recipe_is_a_user_error(tmp_path):
 def test_recipes_of_other_decoders_train_exactly_as_the_baselines_do(name):
     baseline = RECIPES[f"dollhouse_baseline_nano{'_64' * name.endswith('_64')}"]
     assert set(baseline.differences(RECIPES[name])) == {"name", "model", "channels_last"}
+
+
+@pytest.mark.parametrize("decoder", ["mlore", "taskexpert", "tif"])
+def test_the_decoders_train_on_dollhouse_at_full_size_exactly_as_the_baseline_does(decoder):
+    baseline, recipe = (RECIPES[f"dollhouse_{name}_vit_small_512"] for name in ("baseline", decoder))
+    assert set(baseline.differences(recipe)) == {"name", "model", "channels_last"}
+    assert (recipe.model, recipe.img_size, recipe.precision) == (f"{decoder}_vit_small", (512, 512), "bf16")
+    assert recipe.difficulty == "full"

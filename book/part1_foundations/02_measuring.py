@@ -1027,7 +1027,7 @@ show_curve()
 # %% [markdown]
 # The contrast of our twelve images differs on purpose, so that the gap is wide. odsF punishes a detector that does not know how sure it is.
 #
-# The full protocol has 101 thresholds and a few more choices. In the library each is a field of `BoundaryProtocol`, and an appendix to come, on boundary matching, goes through
+# The full protocol has 101 thresholds and a few more choices. In the library each is a field of `BoundaryProtocol`, and the appendix on [boundary matching](../appendix/boundary_matching.ipynb) goes through
 # them. Two concern what you read in tables: published odsF values of PASCAL-Context come from 2,498 of the 5,105 validation images, and
 # NYUD-v2's true boundaries, being lines already, are taken for regions and outlined once more.
 

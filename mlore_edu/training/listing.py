@@ -22,8 +22,9 @@ GROUPS = {
 }
 """Headings by the second word of a paper's recipe."""
 
+# ten steps of the four decoders, without checkpointing: a process's peak (benchmarks/measuring.py) over the estimate
 CAUTION = f"""Memory and hours are estimates for {ASSUMED_GPU};
-no GPU has confirmed them yet. They were found without one (chapter 16)."""
+no GPU has confirmed them yet. Memory is that of tensors; libraries took 14 to 62 % more on a CPU."""
 
 HINTS = (
     "One recipe in detail, where its settings come from and what memory can be saved: mlore-edu recipes NAME",

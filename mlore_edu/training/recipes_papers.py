@@ -40,7 +40,7 @@ FIELD = Recipe(
 
 TIF = replace(
     FIELD,
-    optimizer="sgd",  # the paper names none; its rates of 0.01 and "the settings of ATRC" mean SGD with momentum
+    optimizer="sgd",  # the paper names none; its rates, and that it trains as ATRC does, mean SGD with momentum
     momentum=0.9,
     weight_decay=5e-4,
     iterations=50_000,
@@ -64,12 +64,9 @@ EITHER: tuple[Variant, ...] = ("paper", "released")
 
 OF_HRNET: dict[str, Any] = {"drop_path_rate": 0.0}  # it has no residual branch that could be skipped
 TIF_PASCAL: dict[str, Any] = {"lr": 1e-4}
-TIF_NYUD: dict[str, Any] = {"lr": 1e-3, "edge_positive_weight": 0.8}  # w: ATRC's on NYUD, "whose settings" TIF takes
+TIF_NYUD: dict[str, Any] = {"lr": 1e-3, "edge_positive_weight": 0.8}  # w: ATRC's on NYUD, whose settings TIF takes
 TIF_NYUD_HRNET: dict[str, Any] = {**TIF_NYUD, **OF_HRNET, "lr": 1e-2}
-MLORE_NYUD: dict[str, Any] = {
-    "lr": 1e-5,
-    "edge_positive_weight": 0.88,
-}  # the released code's, with which it was published
+MLORE_NYUD: dict[str, Any] = {"lr": 1e-5, "edge_positive_weight": 0.88}  # the released code's
 
 
 class Row(NamedTuple):
