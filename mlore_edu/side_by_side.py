@@ -14,16 +14,16 @@ from importlib.resources import files
 from statistics import mean
 from typing import Any
 
-from mlore_edu.published import Cell, Row, Table
+from mlore_edu.published import Cell, Column, Row, Table
 from mlore_edu.scorecard import Runs
 from mlore_edu.tasks import DOLLHOUSE
 
 REASONS = {
-    "data": "not run: needs the data set, which could not be had, and a GPU; its recipe is one command",
+    "data": "not run: needs data that could not be had, and a GPU",
     "counted": "nothing to train: the table counts, and so do we",
     "rival": "not run: another paper's method, not written again here",
     "unsaid": "not run: the paper does not say what its baseline is",
-    "gates": "not run: needs the data set; gates of our networks are in chapter 7",
+    "gates": "not run: needs data that could not be had; our gates are in chapter 7",
 }
 """Why the paper's accuracies of a row have none of ours beside them."""
 
@@ -32,6 +32,8 @@ NEEDS_GPU = {"inference_memory": "GPU memory", "gpu_hours": "hours of training o
 
 COSTS = ("parameters", "flops", "parameters_encoder", "parameters_moe", "parameters_mlore", "flops_moe", "flops_mlore")
 """Columns that can be counted."""
+
+_SHORT = {"human_parts": "parts", "parameters": "params", "delta_m": "Δm"}
 
 
 @dataclass(frozen=True)
@@ -100,27 +102,32 @@ def label(table: Table, row: Row) -> str:
 def markdown(table: Table, its: list[Place]) -> str:
     """Lay a printed table and our numbers out as Markdown: printed cells, counts behind an equals sign, counterparts.
 
-    Columns are the printed ones, then our Δm on Dollhouse and the reason's number. A count of ours stands as
+    Columns are the printed ones, percent without a unit, then our Δm on Dollhouse. A count of ours stands as
     ``259 = 259.1`` in the paper's cell.
     """
     shown = [column for column in table.columns if column.lower_is_better is not None]
     with_ours = any(place.dollhouse for place in its)
-    arrows = {True: " ↓", False: " ↑"}
-    heads = ["row", *(f"{c.name.replace('_', ' ')}{arrows[bool(c.lower_is_better)]}, {c.unit}" for c in shown)]
-    heads += ["ours on Dollhouse, Δm"] if with_ours else []
+    heads = ["row", *map(_head, shown), *(["ours, Δm"] if with_ours else [])]
     lines = [heads, ["---"] * len(heads)]
     for place in its:
-        cells = [place.label, *(_cell(place, column.name, column.decimals) for column in shown)]
+        cells = [place.label.replace("*", r"\*"), *(_cell(place, column.name, column.decimals) for column in shown)]
         lines.append(cells + ([_gain(place)] if with_ours else []))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _head(column: Column) -> str:
+    name = _SHORT.get(column.name, column.name.replace("_", " "))
+    unit = "" if column.unit == "%" else f" {column.unit}"
+    return f"{name} {'↓' if column.lower_is_better else '↑'}{unit}"
 
 
 def why_not(its: list[Place]) -> str:
     """Say in Markdown which rows of a table were not run, and why; rows of one reason together."""
     reasons = {place.reason: [other.label for other in its if other.reason == place.reason] for place in its}
     if len(reasons) == 1:
-        return f"*All rows: {next(iter(reasons))}.*"
-    return "\n".join(f"- *{'; '.join(dict.fromkeys(labels))}: {reason}.*" for reason, labels in reasons.items())
+        return f"All rows: {next(iter(reasons))}."
+    joined = {reason: "; ".join(dict.fromkeys(labels)).replace("*", r"\*") for reason, labels in reasons.items()}
+    return "\n".join(f"- {labels}: {reason}." for reason, labels in joined.items())
 
 
 def _cell(place: Place, name: str, decimals: int) -> str:

@@ -108,9 +108,9 @@ def test_the_markdown_of_a_table_has_all_its_rows_and_sets_what_is_ours_in_bold(
 def test_the_reasons_name_every_row_once():
     its = OVERVIEW["mlore", 5]
     said = side_by_side.why_not(its)
-    assert all(said.count(f"{place.label}") >= 1 for place in its)
+    assert all(place.label.replace("*", r"\*") in said for place in its)
     assert len(said.splitlines()) == 2
-    assert side_by_side.why_not(OVERVIEW["mlore", 2]).startswith("*All rows: not run")
+    assert side_by_side.why_not(OVERVIEW["mlore", 2]).startswith("All rows: not run")
 
 
 def test_dollhouse_gains_are_means_over_seeds():

@@ -17,7 +17,7 @@
 # Every row of every table of the four papers, with what this book has beside it. [Chapter 17](../part5_full_scale/17_results_side_by_side.ipynb) says how to read them and what
 # may be compared; this page is only the register, and is made by the same code.
 #
-# - Plain numbers are printed in the papers. **Bold** numbers are ours.
+# - Plain numbers are printed in the papers. **Bold** numbers are ours. Where no unit is given it is percent, and the arrow points where better is.
 # - Behind an equals sign stands what we **count** for the same network at its printed size, in the unit of the paper that the network is from.
 # - The last column is Δm of the row's **counterpart on Dollhouse**, the same choice in a network of less than two million weights (tasks: those that its runs have). It belongs to another experiment: only differences between such
 #   cells mean anything, and chapter 17 says how little most of them do.
@@ -48,106 +48,106 @@ def show(paper, number):
 # %% [markdown]
 # ## MLoRE
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("mlore", 1)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("mlore", 2)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("mlore", 3)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("mlore", 4)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("mlore", 5)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("mlore", 6)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("mlore", 7)
 
 # %% [markdown]
 # ## MLoRE, the supplement
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("mlore_supplement", 1)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("mlore_supplement", 2)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("mlore_supplement", 3)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("mlore_supplement", 4)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("mlore_supplement", 5)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("mlore_supplement", 6)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("mlore_supplement", 7)
 
 # %% [markdown]
 # The last one is a figure with numbers, the mean gates of the eight modules; its cells are printed as a table in the repository (`mlore_edu/published`) and examined in [chapter 7](../part2_mlore/07_routers.ipynb).
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("mlore_supplement", "figure 5")
 
 # %% [markdown]
 # ## TaskExpert
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("taskexpert", 1)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("taskexpert", 2)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("taskexpert", 3)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("taskexpert", 4)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("taskexpert", 5)
 
 # %% [markdown]
 # ## TIF
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("tif", 1)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("tif", 2)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("tif", 3)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("tif", 4)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("tif", 5)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("tif", 6)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("tif", 7)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("tif", 8)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("tif", 9)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("tif", 10)
 
 # %% [markdown]
@@ -178,11 +178,11 @@ def all_runs(paper):
     return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 all_runs("mlore")
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 all_runs("taskexpert")
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 all_runs("tif")
