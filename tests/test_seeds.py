@@ -25,6 +25,7 @@ def test_a_paired_interval_is_that_of_scipys_t_test():
     expected = ttest_1samp(differences, 0).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert found.value == pytest.approx(0.4)
+    assert found.round(1)[:3] == (0.4, round(expected.low, 1), round(expected.high, 1))
     assert paired_interval(differences, 0.8).high < found.high
 
 

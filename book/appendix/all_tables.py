@@ -162,7 +162,8 @@ from mlore_edu.seeds import paired_interval
 
 def all_runs(paper):
     names = me.DOLLHOUSE.names
-    heads = ["sweep", "row", "seeds", *names, "Δm"]
+    short = [name.replace("human_", "") for name in names]
+    heads = ["row", "seeds", "Δm", *short]
     lines = [heads, ["---"] * len(heads)]
     for (sweep, row), its in runs.items():
         if not sweep.startswith(f"{paper}/") or len(its) < 1:
@@ -173,8 +174,9 @@ def all_runs(paper):
         middle = f"{sum(gains) / len(gains):+.1f}"
         if len(gains) > 1:
             found = paired_interval(gains)
-            middle += f" ± {found.high - found.value:.1f}"
-        lines.append([sweep.split("/")[1], row, str(len(its)), *cells, middle])
+            middle += f"\u00a0±\u00a0{found.high - found.value:.1f}"
+        name = f"{sweep.split('/')[1]}: {row}"
+        lines.append([name, str(len(its)), middle, *cells])
     return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 

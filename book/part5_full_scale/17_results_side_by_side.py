@@ -788,7 +788,7 @@ target = np.array(gains) + 100 * sign.mean()
 
 
 def farthest(direction, thicker, used=kept):
-    """The point of the body that lies farthest in a direction (5,); None if there is no body."""
+    """The body's farthest point in a direction (5,); None if there is no body."""
     extra = 20 * 0.005 * thicker
     sides = np.vstack([slope[used] - extra, -slope[used] - extra])
     limits = np.concatenate([target[used] + 0.005, 0.005 - target[used]])
