@@ -101,7 +101,7 @@ for x, colour, words in (
 # - read a recipe line by line, and say which of its settings a paper states, which only its code shows, and which are guessed;
 # - account for the memory of a training step and estimate its hours, before a GPU is rented;
 # - say of bf16, channels_last, accumulation, checkpointing, a fused optimiser, a moving average and `torch.compile` what each changes, and show it;
-# - write data-parallel training from one operation, and name the three ways in which several processes learn something else than one;
+# - write data-parallel training from one operation, and name the ways in which several processes learn something else than one;
 # - find where a step's time goes, and whether the GPU waits for the loader;
 # - launch, watch, interrupt and resume a run, so that nobody can tell from the result.
 #
@@ -354,7 +354,7 @@ _ = figure.legend(loc="outside upper center", ncols=4, fontsize=9)
 # \text{hours} = \frac{6 \, M \, B \, I}{3600 \, r}.
 # ```
 #
-# Everything but $r$ is exact. What the library assumes for $r$, and why, is written beside the number in `budget.py`: it starts from the one training time that any of the three
+# Everything but $r$ is known beforehand. What the library assumes for $r$, and why, is written beside the number in `budget.py`: it starts from the one training time that any of the three
 # papers prints.
 
 # %%
@@ -448,7 +448,7 @@ _ = axis.legend(loc="upper right")
 
 # %% [markdown]
 # This is what *loss scaling* is for {cite}`micikevicius2018mixed`: multiply the loss by $2^{16}$, divide the gradient by it before the update, halve the factor whenever something
-# overflows. `torch.amp.GradScaler` does so for `--precision fp16`. With bf16 nothing is lost, so there is nothing to scale.
+# overflows. `torch.amp.GradScaler` does so for `--precision fp16`. With bf16 nothing vanishes, so there is nothing to scale.
 #
 # Not every operation may be coarse. *Autocast* leaves the weights in fp32 and casts at each call: convolutions and matrix products get
 # 16-bit copies, and sums over many numbers stay in 32. Which is which can be seen from what the modules return:
@@ -901,7 +901,8 @@ print(f"on two processes, parts learn with {share:.2f} of the gradient")
 # weighs a quarter. Over many steps a task whose labels are rare is held back, and *one GPU with four images is not quite four GPUs with one*. The
 # remedy, dividing by the number of all processes' valid pixels, is {numref}`ex-16-fair`. The library does as DDP does; that no paper says which it had is one more reason to report the number of GPUs.
 #
-# A third difference is wanted: drop path and routing noise draw other numbers on every process, as the images of one batch do on one.
+# Third, whatever else looks at a batch as a whole sees its own part only: the balance loss of MLoRE's routers (chapter 4), and the class frequencies in the loss of saliency. That drop path and routing noise
+# draw other numbers on every process, on the other hand, is wanted: on one they differ between the images, too.
 #
 # ### The batch stays 4
 #
@@ -1031,7 +1032,7 @@ print("the mean of the two is the mIoU:", bool(abs(mean - pooled) < 0.01))
 #     pascal_mlore_vit_base --precision bf16 --run-folder /shared/runs/mlore
 # ```
 #
-# (`--run-folder` is `--run`, a name which torchrun keeps for itself.) On several machines the run folder must lie on a disk that all of them see. Only rank 0 writes, but all read the checkpoint when a run goes on, and those that find another one than the
+# (The recipe itself is in fp32, as far as anyone knows; with bf16 it is another one. `--run-folder` is `--run`, a name which torchrun keeps for itself.) On several machines the run folder must lie on a disk that all of them see. Only rank 0 writes, but all read the checkpoint when a run goes on, and those that find another one than the
 # rest stop with a sentence that says so.
 #
 # Processes die: a machine is taken away, memory runs out. `torchrun` can start all of them anew, and since a run goes on from its last checkpoint by itself, that is all there is to elastic training:
@@ -1042,7 +1043,7 @@ print("the mean of the two is the mIoU:", bool(abs(mean - pooled) < 0.01))
 # ```
 #
 # The variable is no decoration. Without it the restarted processes may read the address at which the dead ones met, and wait there or be refused (PyTorch's issue 135712; we saw *connection refused*). Starting real processes takes too long for a
-# notebook. `tests/test_distributed_training.py` does it: two processes, gradients of all decoders equal to one process with both batches; metrics of five images on two processes, none twice; and the main process killed in the middle
+# notebook. `tests/test_distributed_training.py` does it: two processes, gradients of all decoders equal to one process with both batches (the routers' noise and balance switched off); metrics of five images on two processes, none twice; and the main process killed in the middle
 # with `SIGKILL`, restarted, and the outcome equal to an unbroken run bit for bit. On CPUs; several GPUs we have not had.
 #
 # ## Where the time goes
@@ -1069,15 +1070,22 @@ one_of_ours = baseline, torch.optim.Adam(baseline.parameters(), 1e-3)
 one_step(*one_of_ours)  # warm up
 with profile(activities=[ProfilerActivity.CPU]) as listener:
     one_step(*one_of_ours)
-spent = {event.key: event.cpu_time_total for event in listener.key_averages()}
+events = {event.key: event for event in listener.key_averages()}
+there, back = (events[f"aten::convolution{s}"].count for s in ("", "_backward"))
+print(f"{there} convolutions there, {back} on the way back")
 
-# %%
-there, back, update = (spent[n] for n in ("forward", "backward", "optimiser"))
-print("the way back takes longer than the way there:", back > there)
-print("the update takes less than a quarter:", update < (there + back) / 3)
+# %% mystnb={"figure": {"name": "fig-16-profile", "caption": "The dearest operations in one training step of the baseline with the nano ViT, on the machine that made this page: share of the time, without what each calls in turn."}, "image": {"alt": "Eight horizontal bars with names of operations, the longest above. Convolutions and their way back, copies, products of matrices and resizing are among them."}}
+operations = [event for name, event in events.items() if "::" in name]
+operations.sort(key=lambda event: -event.self_cpu_time_total)
+whole_step = sum(event.self_cpu_time_total for event in events.values())
+figure, axis = plt.subplots(figsize=(7.5, 2.5))
+shares = [100 * event.self_cpu_time_total / whole_step for event in operations[:8]]
+axis.barh([event.key.split("::")[-1] for event in operations[:8]], shares)
+axis.set(xlabel="share of the step (%)")
+axis.invert_yaxis()
 
 # %% [markdown]
-# For a model of useful size `book/results/make_training_profile.py` took the step apart at its joints, backbone, decoder, heads and loss, each there and back, and measured processor time on one core of the
+# Times as short as these change from run to run. For a model of useful size `book/results/make_training_profile.py` took the step apart at its joints, backbone, decoder, heads and loss, each there and back, and measured processor time on one core of the
 # machine that this book was written on.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-16-shares", "caption": "Where one CPU core spends a training step of MLoRE with ViT-S at 256×256: shares of the step, there and back. Reading and augmenting the two images is drawn on the same scale."}, "image": {"alt": "Horizontal bars. For backbone, decoder and heads a shorter bar there and a longer one back; the decoder's way back is by far the longest of all, the loss, the optimiser and the loading are hardly visible."}}
