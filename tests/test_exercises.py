@@ -11,6 +11,7 @@ from tests import (
     test_exercises_ch14,
     test_exercises_ch15,
     test_exercises_ch16,
+    test_exercises_ch17,
 )
 
 CHAPTERS = (
@@ -21,6 +22,7 @@ CHAPTERS = (
     test_exercises_ch14,
     test_exercises_ch15,
     test_exercises_ch16,
+    test_exercises_ch17,
 )
 ANSWERS = {check: answers for chapter in CHAPTERS for check, answers in chapter.ANSWERS.items()}
 """For each self-check its right answer and typical wrong ones, as the chapters' own tests list them."""
