@@ -177,8 +177,8 @@ def two_steps(name: str, rank: int) -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.mark.slow
-def test_two_processes_follow_the_mean_of_their_gradients_and_need_not_search_for_unused_parameters(tmp_path):
-    """Without momentum a step is the gradient, so together they must go where the mean of two lone processes goes."""
+def test_two_processes_with_noise_of_their_own_stay_one_model_and_need_not_search_for_unused_parameters(tmp_path):
+    """DDP would wait forever for a parameter without a gradient. What they learn: test_distributed_training.py."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
@@ -193,8 +193,5 @@ def test_two_processes_follow_the_mean_of_their_gradients_and_need_not_search_fo
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
     for name in MODELS:
         together = [torch.load(tmp_path / f"{name}{rank}.pt") for rank in "01"]
-        alone = [two_steps(name, rank)[0] for rank in (0, 1)]
-        for key, first in together[0][0].items():
-            torch.testing.assert_close(first, (alone[0][key] + alone[1][key]) / 2, rtol=1e-4, atol=1e-6)
-            for step in (0, 1):
-                assert torch.equal(together[0][step][key], together[1][step][key])
+        for first, second in zip(*together, strict=True):
+            assert all(torch.equal(first[key], second[key]) for key in first)
