@@ -114,6 +114,8 @@ def test_every_solution_is_run_and_found_correct(chapter):
 
 def test_an_appendix_says_what_it_is_for_and_ends_with_what_it_gave():
     for path in APPENDICES:
+        if path.stem == "all_tables":  # a list, for looking things up
+            continue
         prose = text(read(path))
         assert re.search(r"^## What you will be able to do", prose, re.MULTILINE)
         assert re.search(r"^## Takeaways", prose, re.MULTILINE)
