@@ -684,8 +684,8 @@ for i in (2, 3):
 
 # %% [markdown]
 # Only the body parts do. At scale 2 their attention stays on the own class several times as much as equal weights would,
-# and about twice as much as it does for another scene's classes; so half of what looks like care for one's kind is, once
-# more, a habit of place. Segmentation, of which one would expect it most, cares no more for the classes of its scene than for those of another. And
+# and about twice as much as it does for another scene's classes; so a good part of what looks like care for one's kind is,
+# once more, a habit of place. Segmentation, of which one would expect it most, cares no more for the classes of its scene than for those of another. And
 # saliency *avoids* its kind at scale 2: a thing listens to nearly everything but itself. A reason for it is quickly found, that what
 # stands out is known by its surroundings. But it was found after looking; had it been the other way, we would
 # have had a reason for that.
@@ -1122,7 +1122,7 @@ _ = ch18.check_explained(explained)
 #   load and few experts of all tasks, which is the balance loss at work, and that high ranks carry more, which nobody claimed.
 # - TaskExpert's gates are mostly masks of place. What the scene adds is small, is more for the tasks that must find the
 #   person, and matters.
-# - TIF's attention keeps to its own kind for body parts only, and half of that is place. At which scale two tasks are closer
+# - TIF's attention keeps to its own kind for body parts only, and a good part of that is place. At which scale two tasks are closer
 #   depends on the distance that one takes, and part of the answer is there before training.
 # - Principal components show what varies most in a basis that somebody chose. Random filters give pretty ones, too, and a
 #   linear probe of untrained features reads more than one would think.
