@@ -730,21 +730,16 @@ for axis, ((state, i), values) in zip(axes, distance.items()):
     for (s, t), value in zip(pairs, values.mean(dim=0).tolist()):
         square[s, t] = square[t, s] = value
         for x, y in ((s, t), (t, s)):
-            axis.text(
-                x,
-                y,
-                f"{value:.1f}".lstrip("0"),
-                ha="center",
-                va="center",
-                fontsize=8,
-            )
+            look_of = {"color": "white" if value > 0.6 else "black", "fontsize": 8}
+            number = f"{value:.1f}".lstrip("0")
+            axis.text(x, y, number, ha="center", va="center", **look_of)
     axis.imshow(square, cmap="Oranges", vmin=0, vmax=1)
     axis.set_title(f"{state},\nscale {i}", fontsize=9)
     axis.set_xticks(range(T), short, rotation=90, fontsize=8)
 _ = axes[0].set_yticks(range(T), short, fontsize=8)
 
 # %% [markdown]
-# Training has moved the tasks apart, three to four times as far as random weights put them: that is learned. That the tasks are
+# Training has moved the tasks apart, more than three times as far as random weights put them: that is learned. That the tasks are
 # nearer to each other at one scale than at the other is not so clear. By *this* distance they are further apart at scale 3,
 # the other way round than in the paper and than by chapter 13's distance between features; and so they were before training, when nobody
 # had learned anything. An order of two scales can come from the number of tokens, from the width or from how the
@@ -957,7 +952,7 @@ _ = ipywidgets.interact(
     across=ipywidgets.FloatSlider(0.5, min=0, max=0.99, step=0.03),
 )
 
-# %% mystnb={"figure": {"name": "fig-18-explorer", "caption": "The explorer's view of the scene of this chapter, for human parts and a token of the person. TaskExpert: which gate is largest at each token, a colour for each expert, black the memory."}, "image": {"alt": "Five panels: the body parts of a person in colours; fifteen bars, six of which are missing; a coarse map of a few colours in which the person can be made out; and two grey pictures of the room with blue patches around a cross."}}
+# %% mystnb={"figure": {"name": "fig-18-explorer", "caption": "The explorer's view of the scene of this chapter, for human parts and a token of the person. TaskExpert: which gate is largest at each token, a colour for each expert, black the memory."}, "image": {"alt": "Five panels: the body parts of a person in colours; fifteen bars, six of which are missing; a coarse map of a few colours; and two grey pictures of the room with blue patches around a cross."}}
 token = token_of(chosen, "person")
 explore(chosen, "human_parts", (token // 16 + 0.5) / 16, (token % 16 + 0.5) / 16)
 
