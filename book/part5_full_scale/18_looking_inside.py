@@ -251,9 +251,8 @@ complete = ~gaps.any(axis=2)  # (8, 5): rows without a gap
 sums = typed.sum(axis=2)[complete]
 print(f"largest cell: {np.nanmax(typed):.2f}; 1/9 = {1 / k:.2f}")
 print(f"{len(sums)} complete rows sum to {sums.min():.2f} … {sums.max():.2f}")
-print(
-    f"at most a hundredth: {100 * np.nanmean(typed[~gaps] <= 0.01):.0f} % of the cells"
-)
+small = 100 * (typed[~gaps] <= 0.01).mean()
+print(f"at most a hundredth: {small:.0f} % of the cells")
 
 # %% [markdown]
 # So the figures show mean gates. That is no slip of consequence. But a reader who takes a cell of 0.02 for a rate will think
@@ -273,8 +272,9 @@ chance = np.random.default_rng(0)
 lots = chance.random((8, 400, 5, 15)).argsort(axis=-1) < k  # (8, images, 5, 15)
 by_lot = lots.mean(axis=1) / k
 for name, m in (("lots", by_lot), ("the paper", theirs), ("ours", ours)):
+    total = m.sum(axis=2).mean()
     print(
-        f"{name:10} cells {m.mean():.2f} ± {m.std():.3f}, rows sum to {m.sum(axis=2).mean():.1f}"
+        f"{name:10} cells {m.mean():.2f} ± {m.std():.3f}, rows sum to {total:.1f}"
     )
 
 # %% [markdown]
@@ -334,9 +334,8 @@ for name, statistic in statistics.items():
         seen = statistic(matrices)
         verdicts[which, name] = int(seen > high) - int(seen < low)  # -1, 0, 1
         word = ("below", "within", "above")[verdicts[which, name] + 1]
-        print(
-            f"{name:21}{which:10}{seen:6.2f}   chance {low:5.2f} … {high:5.2f}   {word}"
-        )
+        bounds = f"chance {low:5.2f} … {high:5.2f}"
+        print(f"{name:21}{which:10}{seen:6.2f}   {bounds}   {word}")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-18-nulls", "caption": "Four numbers for the eight printed matrices (above) and for the six of our network (below): grey, what a thousand shuffled sets of matrices give; the line, what the real ones give, blue where it lies outside the middle 95 %."}, "image": {"alt": "Eight small histograms in two rows, each with a vertical line. In the first column the lines lie within or at the edge of the histograms; in the third column they lie left of them."}}
 figure, axes = plt.subplots(2, 4, figsize=(7.5, 2.9))
@@ -387,7 +386,7 @@ _ = axes[0].set_ylabel("tasks that take part")
 # What survives of three sentences? That ranks and *subsets of tasks* belong together is nothing that these matrices could
 # contradict: in a shuffled one, too, every expert serves some subset. How many tasks it serves has nothing to do with its rank: over
 # eight modules the correlation is what shuffling gives, its sign changes from one module to the next, and in the last one
-# it has the claimed direction, but is no rarer than one shuffled matrix in ten or so. (And modules are chosen for a figure by
+# it has the claimed direction, but one shuffled matrix in ten or so has as much. (And modules are chosen for a figure by
 # somebody who has seen them.) It is the same in our network, and at other thresholds:
 
 # %%
@@ -501,7 +500,7 @@ for row, s in zip(axes, three):
 
 # %%
 def unseen_share(X, Y, groups=1):
-    """R² on the second half of the scenes, for each of equal groups of columns of Y."""
+    """R² on the second half of the scenes, for each group of columns of Y."""
     X, Y = (a.double().flatten(2) for a in (X, Y))  # (S, P, F), (S, P, D)
     X = F.pad(X, (0, 1), value=1.0)  # a constant, too
     half = len(X) // 2
@@ -544,7 +543,8 @@ shares_of_one = {
     name: unseen_share(torch.cat(looks_at[name], dim=2), one)[0]
     for name in ("place", "class", "all three")
 }
-print("the gate in the figure:", *(f"{name} {100 * v:.0f} %" for name, v in shares_of_one.items()))  # fmt: skip
+told = (f"{name} {100 * v:.0f} %" for name, v in shares_of_one.items())
+print("the gate in the figure:", *told)
 
 # %% [markdown]
 # Place alone explains more than half of every task's gates, and of the normals' and the depth's nearly all that is explained at all.
@@ -632,7 +632,7 @@ room = [DOLLHOUSE_CLASSES.index(n) for n in ("wall", "floor", "ceiling", "window
 
 
 def kept(weights, kind):
-    """Share of attention on the own class, mean over tokens of things: (B, T, n, n), (B, n) → (T,)."""
+    """Share of attention on the own class, over tokens of things: to (T,)."""
     thing = ~torch.isin(kind, torch.tensor(room))  # (B, n)
     same = kind[:, :, None] == kind[:, None]  # (B, n, n)
     own = (weights * same[:, None]).sum(dim=-1)  # (B, T, n)
@@ -640,7 +640,7 @@ def kept(weights, kind):
 
 
 def apart(a, b):
-    """How much of one attention would have to be moved to make it the other: (…, n, n) → (…)."""
+    """How much of one attention must be moved to make the other: (…, n, n) → (…)."""
     return (a - b).abs().sum(dim=-1).mean(dim=-1) / 2
 
 
