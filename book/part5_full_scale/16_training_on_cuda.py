@@ -1554,4 +1554,4 @@ _ = ch16.check_fair(fair)
 # - What a GPU makes of all this has to be measured on one. A single command does it; where it was not run, this page says so.
 #
 # You can now train any recipe of the book on one GPU, on several, or on two machines, know beforehand what to expect, and stop and resume at will.
-# What the trained models are worth, beside the papers' tables, is the subject of the next chapter.
+# What the trained models are worth, beside the papers' tables, is the subject of [chapter 17](17_results_side_by_side.ipynb).

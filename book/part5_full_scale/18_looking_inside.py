@@ -172,7 +172,7 @@ assert stored <= 8e6
 
 # %% [markdown]
 # (Columns in the order of the tasks: segmentation, human parts, saliency, normals in degrees, depth in metres,
-# boundaries. They are not a comparison of decoders: the budgets differ, and there is one seed. For that see chapter 17.)
+# boundaries. They are not a comparison of decoders: the budgets differ, and there is one seed. For that see [chapter 17](17_results_side_by_side.ipynb).)
 # That a file gives what is said of it can be checked on a few scenes here, and on all of them with the option `--verify`
 # of the script.
 
