@@ -29,7 +29,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 # %%
 import mlore_edu as me
@@ -48,20 +47,10 @@ blue, orange = plots.OKABE_ITO[0], plots.OKABE_ITO[1]
 
 # %% [markdown]
 # The book ships four trained networks in `book/models`. Each is a folder with the weights, and with the few words that
-# `build_model` needs.
-
+# `from_pretrained` builds the network from.
 
 # %%
-def open_model(name):
-    folder = Path("../models", name)
-    config = json.loads((folder / "config.json").read_text())
-    size = tuple(config["img_size"])
-    model = me.build_model(config["model"], tasks, size, **config["options"])
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    return model.eval()
-
-
-mlore = open_model("mlore")
+mlore = me.from_pretrained("../models/mlore")
 
 # %%
 transform = eval_transform(128)
@@ -149,7 +138,7 @@ _ = axes[0].set_ylabel("tasks", fontsize=9)
 #
 # ## Four networks to look into
 #
-# `python book/results/make_shipped_models.py` trained them on one core, each in less than ten minutes, on a thousand
+# `python book/results/make_shipped_models.py` trained them, one core each, on a thousand
 # easy scenes of 128 × 128 pixels. MLoRE is the *released* variant: in
 # [chapter 9](../part2_mlore/09_mlore_assembled.ipynb) it was this one that left the baseline behind, and it is the kind
 # of network that the supplement looks into. Their metrics were taken from the stored files, whose weights are kept in
@@ -179,7 +168,7 @@ assert stored <= 8e6
 # %%
 few = DollhouseScenes(6, 128, "easy", VALIDATION_SEEDS, transform=transform)
 loader = make_loader(few, 6, train=False)
-models = {name: open_model(name) for name in names}
+models = {name: me.from_pretrained(f"../models/{name}") for name in names}
 close = {"mIoU": 0.1, "maxF": 0.01, "odsF": 0.1, "mErr": 0.001, "RMSE": 0.0002}
 for name, model in models.items():
     found = evaluate(model, loader, tasks, progress=False).metrics

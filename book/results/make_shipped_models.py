@@ -4,14 +4,14 @@
     python book/results/make_shipped_models.py --verify
 
 The first command renders data/dollhouse where it is not there, trains what is not trained in runs/shipped, one thread a
-run and at most ten minutes of one core, and writes for each network a folder
+run, and writes for each network a folder
 
     book/models/NAME/model.safetensors   its weights, in half precision
-    book/models/NAME/config.json         what build_model needs: enough to load it
+    book/models/NAME/config.json         what me.from_pretrained needs
     book/models/NAME/metrics.json        how it was trained, and what the stored file scores
 
 The second loads the stored files and nothing else, scores them again on the same scenes, which it renders itself, and
-ends with an error where a number is not the recorded one. About two minutes.
+ends with an error where a number is not the recorded one.
 """
 
 import argparse
@@ -112,12 +112,7 @@ def store(name: str, run: Path) -> None:
 
 def load(name: str) -> torch.nn.Module:
     """A stored network, in single precision and evaluation mode."""
-    folder = MODELS / name
-    config = json.loads((folder / "config.json").read_text())
-    size = tuple(config["img_size"])
-    model = me.build_model(config["model"], me.DOLLHOUSE, size, **config["options"])
-    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-    return model.eval()
+    return me.from_pretrained(MODELS / name)
 
 
 def scores(model: torch.nn.Module, scenes: int) -> dict[str, float]:
