@@ -1,7 +1,8 @@
 """Run chapters in fresh kernels and save notebooks whose diffs stay small.
 
-    make chapters            every chapter and appendix
-    make chapters ONLY=03    those whose file name begins so
+    make chapters               every chapter, the parts' summaries, the appendices
+    make chapters ONLY=03       those whose file name begins so
+    make chapters ONLY=part2    the summary of Part II
 
 The `.py` (jupytext percent format) is what an author edits; the `.ipynb` beside it is made here: executed from top to
 bottom, with what changes from run to run (times, widget state, versions) taken out.
@@ -25,11 +26,12 @@ KERNEL = {
 
 
 def chapters(prefix: str = "") -> list[Path]:
-    """Scripts of the chapters in reading order, then those of the appendices."""
-    scripts = [
-        *sorted(BOOK.glob("part*/[0-9][0-9]_*.py")),
-        *sorted(BOOK.glob("appendix/*.py")),
+    """Scripts in reading order: a part's chapters and its summary, part after part, then the appendices."""
+    in_parts = [
+        *BOOK.glob("part*/[0-9][0-9]_*.py"),
+        *BOOK.glob("part*/part*_in_five_minutes.py"),
     ]
+    scripts = [*sorted(in_parts), *sorted(BOOK.glob("appendix/*.py"))]
     return [path for path in scripts if path.name.startswith(prefix)]
 
 

@@ -14,6 +14,7 @@ import pytest
 
 BOOK = Path(__file__).parents[1] / "book"
 CHAPTERS = sorted(BOOK.glob("part*/[0-9][0-9]_*.ipynb"))
+SUMMARIES = sorted(BOOK.glob("part*/part*_in_five_minutes.ipynb"))
 APPENDICES = sorted(BOOK.glob("appendix/*.ipynb"))
 
 
@@ -24,7 +25,7 @@ def read(path):
     return notebook
 
 
-@pytest.fixture(params=[*CHAPTERS, *APPENDICES], ids=lambda path: path.stem)
+@pytest.fixture(params=[*CHAPTERS, *SUMMARIES, *APPENDICES], ids=lambda path: path.stem)
 def notebook(request):
     return read(request.param)
 
@@ -45,7 +46,7 @@ def text(notebook):
 def test_every_chapter_of_the_contents_has_a_notebook():
     named = re.findall(r"file: ((?:part|appendix)\S+)", (BOOK / "_toc.yml").read_text())
     written = [name for name in named if not (BOOK / f"{name}.md").exists()]  # some appendices are pages of text
-    assert {BOOK / f"{name}.ipynb" for name in written} == {*CHAPTERS, *APPENDICES}
+    assert {BOOK / f"{name}.ipynb" for name in written} == {*CHAPTERS, *SUMMARIES, *APPENDICES}
     assert CHAPTERS
 
 
@@ -110,6 +111,21 @@ def test_every_solution_is_run_and_found_correct(chapter):
     printed = "".join("".join(o.get("text", "")) for cell in chapter["code"] for o in cell["outputs"])
     asked = len(re.findall(r"```\{exercise\}", text(chapter)))
     assert len(set(re.findall(r"Exercise (\d+\.\d+): correct\.", printed))) == asked
+
+
+@pytest.mark.parametrize("path", SUMMARIES, ids=lambda path: path.stem)
+def test_a_summary_is_short_and_leads_to_every_chapter_of_its_part(path):
+    summary = read(path)
+    prose = text(summary)
+    for heading in ("In one sentence", "In numbers", "Where to read more"):
+        assert re.search(rf"^## {heading}$", prose, re.MULTILINE), heading
+    assert len(prose.split()) <= 700
+    assert len(summary["code"]) <= 10
+    assert sum("assert" in source(cell) for cell in summary["code"]) >= 3
+    figures = [o for cell in summary["code"] for o in cell["outputs"] if "image/png" in o.get("data", {})]
+    assert 2 <= len(figures) <= 3
+    chapters = {other.name for other in CHAPTERS if other.parent == path.parent}
+    assert chapters <= set(re.findall(r"\]\((\S+\.ipynb)\)", prose))
 
 
 def test_an_appendix_says_what_it_is_for_and_ends_with_what_it_gave():
