@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     recipes.set_defaults(run_command=_recipes)
 
     complexity = commands.add_parser("complexity", help="count a model's parameters and multiply-accumulates")
-    complexity.add_argument("model", help="e.g. baseline_vit_base")
+    complexity.add_argument("model", help="e.g. baseline_vit_base, or FILE.py:CLASS_vit_base")
     complexity.add_argument("--data", choices=list(TASK_SETS), default="pascal_context", help="(%(default)s)")
     complexity.add_argument("--tasks", nargs="+", default=[], help="only these of the data set's tasks")
     complexity.add_argument("--img-size", type=int, nargs=2, default=[512, 512], metavar=("H", "W"), help="(512 512)")

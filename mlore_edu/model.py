@@ -17,6 +17,7 @@ from mlore_edu.decoders.base import DecoderOutput, MapShape, resize
 from mlore_edu.decoders.baseline import BaselineDecoder
 from mlore_edu.decoders.mlore import MLoREDecoder
 from mlore_edu.decoders.moe import MoEDecoder
+from mlore_edu.decoders.own import find_own, is_own
 from mlore_edu.decoders.taskexpert import TaskExpertDecoder
 from mlore_edu.decoders.tif import TIFDecoder
 from mlore_edu.errors import UserError
@@ -156,7 +157,8 @@ def build_model(
     Parameters
     ----------
     name
-        ``<decoder>_<backbone>``, one of :func:`list_models`.
+        ``<decoder>_<backbone>``, one of :func:`list_models`; for a decoder of your own, the file or module before it:
+        ``my_decoders.py:Mine_vit_nano`` (chapter 20).
     tasks
         What to predict; a single-task model is one with ``tasks.subset("depth")``.
     img_size
@@ -180,7 +182,7 @@ def build_model(
     _check_count("head_stride", head_stride, min(img_size))
     if blocks is not None and not isinstance(blocks, (tuple, list)):
         raise UserError(f"blocks is {blocks!r}; give a tuple of numbers, which only Python can (build_model).")
-    decoder_class = DECODERS[decoder_name]
+    decoder_class = find_own(decoder_name) if is_own(decoder_name) else DECODERS[decoder_name]
     _check_overrides(decoder_name, decoder_class, decoder_overrides)
     preset = _preset(decoder_class, backbone_name, tasks, decoder_overrides)
     preset_blocks = preset.pop("blocks", None)
@@ -191,10 +193,13 @@ def build_model(
     maps = [MapShape(c, height // s, width // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
     options = {"channels": WIDTHS[backbone_name], **preset}
     decoder = decoder_class(tasks, maps, **(options | decoder_overrides | ({"channels": channels} if channels else {})))
+    width_of_features: Any = getattr(decoder, "channels", None)
+    if type(width_of_features) is not int:
+        raise UserError(f"{decoder_name} does not say how wide its features are; set self.channels in its __init__.")
     stride = head_stride or HEAD_STRIDES.get(backbone_name, 4)
     size = (height // stride, width // stride)
     activation: Literal["gelu", "relu"] = getattr(decoder_class, "head_activation", "gelu")
-    heads = {task.name: PredictionHead(decoder.channels, task.channels, size, activation) for task in tasks}
+    heads = {task.name: PredictionHead(width_of_features, task.channels, size, activation) for task in tasks}
     model = MultiTaskModel(backbone, decoder, heads)
     given: dict[str, Any] = {"drop_path_rate": drop_path_rate or None, "head_stride": head_stride}
     given |= {"channels": channels, "blocks": None if blocks is None else tuple(blocks)}
@@ -217,7 +222,12 @@ def list_models() -> list[str]:
 
 
 def _parse(name: str) -> tuple[str, str]:
-    """Split ``<decoder>_<backbone>``."""
+    """Split ``<decoder>_<backbone>``; of one's own decoder, the name may hold underscores too."""
+    if is_own(name):
+        for backbone in sorted(BACKBONES, key=len, reverse=True):
+            if name.endswith(f"_{backbone}"):
+                return name.removesuffix(f"_{backbone}"), backbone
+        raise UserError(f"{name!r} names no backbone at its end; give FILE.py:CLASS_vit_nano, or another backbone.")
     if name not in list_models():
         close = difflib.get_close_matches(name, list_models()) or list_models()[:3]
         raise UserError(f"There is no model {name!r}; close names are {', '.join(close)}.")

@@ -27,6 +27,7 @@ from mlore_edu.atomic import write_atomically
 from mlore_edu.backbones import read_state_dict
 from mlore_edu.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from mlore_edu.decoders.mlore_fused import FusedMLoREModule
+from mlore_edu.decoders.own import is_own
 from mlore_edu.errors import UserError
 from mlore_edu.model import MultiTaskModel, build_model
 from mlore_edu.reparameterization import fuse
@@ -112,7 +113,9 @@ def describe(model: MultiTaskModel) -> dict[str, Any]:
 
 
 def from_pretrained(source: str | Path, *, revision: str | None = None) -> MultiTaskModel:
-    """Load a model from a folder, a run, or the Hugging Face Hub; nothing in them is run as code.
+    """Load a model from a folder, a run, or the Hugging Face Hub.
+
+    Nothing in a saved model is run as code. A run may name a decoder of your own (chapter 20), whose file is.
 
     Parameters
     ----------
@@ -197,6 +200,11 @@ def _build(path: Path) -> MultiTaskModel:
         raise UserError(f"{path} describes no model of this library ({reason}); save or fetch it again.") from error
     if unsafe := {"weights", "pretrained"} & set(options):  # a stranger's file names no file of ours
         raise UserError(f"{path} has an option {unsafe.pop()!r}, which no saved model has; fetch it again.")
+    if is_own(name):
+        raise UserError(
+            f"{path} needs the decoder {name!r}, which is code of its author's, and nobody's code is run from here; "
+            "build the model with build_model where that file is, and load its state dict."
+        )
     model = build_model(name, tasks=task_set, img_size=img_size, **options).eval()
     return model if mode is None else fuse(model, mode)
 
