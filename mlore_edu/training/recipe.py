@@ -75,7 +75,7 @@ class Recipe:
 
     # The model: a name out of model.py, and what its decoder is told beyond its defaults.
     model: str = "baseline_vit_nano"
-    """Decoder and encoder by name, as 'mlore-edu complexity' takes them; a decoder of your own: FILE.py:CLASS_vit_nano."""
+    """Decoder and encoder, as 'mlore-edu complexity' takes them; one of your own is named FILE.py:CLASS_vit_nano."""
     model_options: tuple[tuple[str, Option], ...] = ()
     """Pairs of a decoder option and its value, e.g. '--model-options channels 96'."""
     pretrained: bool = False
