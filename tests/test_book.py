@@ -1,124 +1,71 @@
-"""The built book, as files and as a reader's browser shows it. `make book-check` builds it first."""
+"""The built book, as files. `make book-check` builds it first; what a browser makes of it: `test_book_browser.py`."""
 
-import functools
 import re
-import shutil
-import threading
-from html.parser import HTMLParser
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from itertools import pairwise
+from urllib.parse import unquote, urlsplit
 
 import pytest
+from book_pages import CHAPTERS, HTML, PAGES, page
+from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-HTML = ROOT / "_build" / "html"
-PAGES = ["index", *re.findall(r"- file: (\S+)", (ROOT / "book" / "_toc.yml").read_text())]
-CHAPTERS = [page for page in PAGES if re.match(r"part\d_\w+/\d\d_", page)]  # not the parts' summaries
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-class Images(HTMLParser):
-    """Collects the attributes of every picture in a page's article."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.found = []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        if tag == "img":
-            self.found.append(dict(attributes))
+pytestmark = pytest.mark.book
+FILES = [HTML / f"{name}.html" for name in PAGES]
 
 
-@pytest.mark.book
-@pytest.mark.parametrize("page", PAGES)
-def test_the_page_exists_and_its_pictures_are_there_with_alt_text(page):
-    path = HTML / f"{page}.html"
-    assert path.exists(), "run `make book` first"
-    html = path.read_text()
-    assert "problematic" not in html
-    for image in Images(html).found:
+def problems_of_link(path, href):
+    """Say what is wrong with an internal link; links to elsewhere are not followed."""
+    target = urlsplit(href)
+    if target.scheme or target.netloc:
+        return None
+    file = (path.parent / unquote(target.path)).resolve() if target.path else path
+    if not file.exists():
+        return f"{href}: no such file"
+    if target.fragment and file.suffix == ".html" and unquote(target.fragment) not in page(file).ids:
+        return f"{href}: no such place"
+    return None
+
+
+@pytest.mark.parametrize("path", FILES, ids=PAGES)
+def test_the_page_exists_and_its_pictures_are_there_with_alt_text(path):
+    assert "problematic" not in path.read_text()
+    for image in page(path).images:
         assert len(image.get("alt", "")) > 20, image
         assert (path.parent / image["src"]).resolve().exists(), image
 
 
-@pytest.mark.book
-@pytest.mark.parametrize("page", CHAPTERS)
-def test_a_chapter_shows_at_least_three_figures(page):
-    assert len(Images((HTML / f"{page}.html").read_text()).found) >= 3
+@pytest.mark.parametrize("path", FILES, ids=PAGES)
+def test_every_link_within_the_book_leads_to_a_place_that_exists(path):
+    assert len(page(path).links) > len(PAGES)  # the contents stand beside every page
+    assert [found for href in page(path).links if (found := problems_of_link(path, href))] == []
 
 
-@pytest.fixture(scope="module")
-def site():
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(HTML)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+@pytest.mark.parametrize("path", FILES, ids=PAGES)
+def test_no_id_occurs_twice_or_its_links_would_lead_to_the_wrong_place(path):
+    ids = page(path).ids
+    assert sorted(ids) == sorted(set(ids))
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+def test_next_and_previous_follow_the_contents_across_the_parts():
+    follows = [(one, other) for one, other in pairwise(FILES)]
+    assert [(one, (one.parent / page(one).neighbours["next"]).resolve()) for one, _ in follows] == follows
+    assert [((other.parent / page(other).neighbours["prev"]).resolve(), other) for _, other in follows] == follows
+    assert "prev" not in page(FILES[0]).neighbours
+    assert "next" not in page(FILES[-1]).neighbours
 
 
-@pytest.fixture
-def visit(browser, site):
-    """Open a page at a width; everything it asks for must come from the book itself."""
-    opened = []
-
-    def open_page(page, width=1280):
-        tab = browser.new_page(viewport={"width": width, "height": 900})
-        opened.append(tab)
-        tab.failures = []
-        tab.on("requestfailed", lambda request: tab.failures.append(request.url))
-        tab.on("request", lambda request: request.url.startswith((site, "data:")) or tab.failures.append(request.url))
-        tab.goto(f"{site}/{page}.html", wait_until="load")
-        return tab
-
-    yield open_page
-    for tab in opened:
-        tab.close()
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_numbers_its_figures_exercises_and_equations(name):
+    chapter = page(HTML / f"{name}.html")
+    exercises = sum(bool(re.fullmatch(r"ex-\d\d-(?!.*content$)[\w-]+", found)) for found in chapter.ids)
+    assert chapter.figures >= 3
+    assert chapter.captions == chapter.figures + exercises
+    assert chapter.equation_numbers == chapter.equations
 
 
-@pytest.mark.browser
-@pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_fits_its_window_and_shows_every_picture_without_the_internet(visit, page, width):
-    tab = visit(page, width)
-    tab.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
-    tab.wait_for_function("[...document.querySelectorAll('article img')].every(image => image.complete)")
-    assert tab.evaluate("[...document.querySelectorAll('article img')].every(image => image.naturalWidth > 0)")
-    assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
-    assert tab.failures == []
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("page", CHAPTERS)
-def test_equations_are_typeset(visit, page):
-    tab = visit(page)
-    tab.wait_for_selector("mjx-container", timeout=20_000)
-    tab.wait_for_function("!document.querySelector('.math:not(:has(mjx-container))')", timeout=20_000)
-    assert tab.locator("mjx-merror").count() == 0
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("page", CHAPTERS)
-def test_solutions_are_closed_and_open_on_a_click(visit, page):
-    tab = visit(page)
-    solution = tab.locator(".solution.admonition").first
-    code = solution.locator("div.cell").first
-    assert tab.locator(".solution.admonition").count() >= 3
-    assert not code.is_visible()
-    solution.locator(".toggle-button").first.click()
-    code.wait_for(state="visible", timeout=5_000)
+def test_no_picture_is_transparent_or_it_could_not_be_read_on_a_dark_page():
+    pictures = sorted((HTML / "_images").glob("*.png"))
+    assert len(pictures) > 3 * len(CHAPTERS)
+    for picture in pictures:
+        with Image.open(picture) as image:
+            opaque = image.mode in ("RGB", "L") or image.convert("RGBA").getchannel("A").getextrema()[0] == 255
+        assert opaque, picture
