@@ -77,7 +77,7 @@ def table(paper, *kinds):
 #
 # ## How to read it
 #
-# The lines are data, `mlore_edu/published/ledger.csv`, and `published.ledger()` reads them. There are five kinds. A **slip** is a wrong number or symbol. In a **contradiction**
+# The lines are data, `mlore_edu/published/ledger.csv`, and `published.ledger()` reads them. There are five kinds ({numref}`fig-ledger-kinds`). A **slip** is a wrong number or symbol. In a **contradiction**
 # two places cannot both hold, within a paper or between two. A **claim** is made in words that the paper's own numbers do not bear out. A **silence** is something that
 # one needs to know and is not told. And the **released code** of MLoRE departs from its text.
 

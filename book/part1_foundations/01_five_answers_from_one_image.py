@@ -118,7 +118,7 @@ for name in ("image", *me.DOLLHOUSE.names):
 # $z$ towards the camera, so that a wall which faces you has $(0, 0, 1)$. **Depth** is the distance in metres along the camera's axis.
 # **Boundaries** are the lines at which one thing stops.
 #
-# Walk through a few scenes before you read on. `difficulty` sets how many kinds of things there are and how much light and texture vary.
+# Walk through a few scenes before you read on. `difficulty` sets how many kinds of things there are and how much light and texture vary. {numref}`fig-01-explore` shows where you start.
 
 # %%
 from ipywidgets import IntSlider, SelectionSlider, interact
@@ -382,7 +382,7 @@ show_row(
 
 # %% [markdown]
 # The normals of indoor data sets such as NYUD-v2 are computed from depth that a sensor measured. A slope is a difference, and differences
-# amplify noise, so there the same computation needs smoothing. One centimetre of noise is enough to see why.
+# amplify noise, so there the same computation needs smoothing. One centimetre of noise is enough to see why ({numref}`fig-01-noise`).
 
 # %% mystnb={"figure": {"name": "fig-01-noise", "caption": "Normals from exact depth, from the same depth with one centimetre of random error in each pixel, and how far the latter are off (drawn up to 45°)."}, "image": {"alt": "Three pictures: a clean map of normals, the same map covered in coloured speckle, and a heat map of the angle between it and the label, strewn with bright pixels."}}
 noise = np.random.default_rng(0).normal(0, 0.01, room.depth.shape)  # metres
@@ -407,7 +407,7 @@ show_row(
 # A class map is a picture whose grey values are names. PASCAL-Context stores 0 for background and 1 to 20 for the classes of PASCAL VOC
 # {cite}`everingham2010pascal`; the value **255 means void**: this pixel does not count, neither in training nor in evaluation. A byte
 # per pixel holds that, as long as the file format keeps every byte. PNG does. JPEG keeps what eyes notice, and the value between a wall and
-# a person is then some third class. In our room more than one pixel in ten comes back with another class.
+# a person is then some third class. In our room more than one pixel in ten comes back with another class ({numref}`fig-01-jpeg`).
 
 # %%
 import io
@@ -471,7 +471,7 @@ show_row(
 # ### Human parts: many names merged to six
 #
 # PASCAL-Part {cite}`chen2014detect` annotates 24 parts of a person, down to each eyebrow. They come as a MATLAB file per image, with a
-# structure `anno` that lists objects, and for each object its parts, each a name and a mask. The field merges the names to six.
+# structure `anno` that lists objects, and for each object its parts, each a name and a mask. The field merges the names to six, those of {numref}`fig-01-parts`.
 
 # %%
 PARTS = me.DOLLHOUSE["human_parts"].class_names
@@ -505,7 +505,7 @@ assert np.array_equal(labels.no_parts_ignored(room.human_parts), room.human_part
 # *distillation*, and a score against such labels measures agreement with the teacher, mistakes included.
 #
 # The teacher's probability $p$ is stored as the grey value $255\,p$, and a pixel is salient where the grey value divided by 255 is above one
-# half. A soft teacher rounds off what is thin. We imitate one by blurring the exact mask.
+# half. A soft teacher rounds off what is thin. We imitate one by blurring the exact mask; {numref}`fig-01-saliency` shows what is lost.
 
 # %% mystnb={"figure": {"name": "fig-01-saliency", "caption": "An exact salient region, a soft answer as a network gives it, and the label that is read from it. Corners become round, and what is thin shrinks or vanishes."}, "image": {"alt": "Three grey pictures: a sharp white region, a blurred one, and a rounded one that lacks the thin parts of the first."}}
 from scipy.ndimage import gaussian_filter
@@ -667,7 +667,7 @@ for layout in ("pascal_context", "nyud_v2"):
 # %% [markdown]
 # On one side six files hold an image and five labels: boundaries have no file of their own, and `LabelMap` is there to find them and to say which
 # normals count. On the other side five files hold an image and four labels. Both readers hand out the same thing: a dictionary with
-# the image, one tensor per task, and `meta`, which names the scene.
+# the image, one tensor per task, and `meta`, which names the scene ({numref}`fig-01-layouts`).
 
 
 # %% tags=["hide-input"]
@@ -723,7 +723,7 @@ folder.cleanup()
 # and for two of the six it is not enough to move their pixels.
 #
 # **A mirror turns normals.** A surface that faced right faces left afterwards, so $n_x$ changes its sign. The slope of the mirrored depth map
-# tells which version is true.
+# tells which version is true ({numref}`fig-01-flip`).
 
 # %%
 from torchvision.transforms.v2 import functional as F
@@ -753,7 +753,7 @@ show_row(
 # %% [markdown]
 # **A zoom changes depth.** Enlarge an image twofold and a person is twice as many pixels tall. A network that knows one camera must
 # conclude that the person stands at half the distance, or is a giant. So the field divides depth by the zoom. The
-# person's height in metres, from the highest to the lowest pixel, says who is right.
+# person's height in metres, from the highest to the lowest pixel, says who is right ({numref}`fig-01-zoom`).
 
 
 # %%
@@ -810,7 +810,7 @@ for title, slope in (
 # The field's recipe chains the steps: zoom by a random factor between 0.5 and 2, crop so that no class covers more than three quarters, flip
 # half of the time, change the colours, and pad to the training size. Padding brings pixels that nobody labelled. `DollhouseScenes` renders
 # scenes in memory, and its `draw` transforms one of them; all chance comes from the generator it is given. Out of sixty draws we show
-# the one with the largest people, the one with the widest border, and one without people.
+# the one with the largest people, the one with the widest border, and one without people ({numref}`fig-01-augment`).
 
 # %% mystnb={"figure": {"name": "fig-01-augment", "caption": "Three draws of the training transform. White is ignored: the padding around a zoomed-out image, and the whole map of parts where a crop shows nobody."}, "image": {"alt": "Three rows, each an image with its six labels. In the first, people fill much of the picture. The second is small and surrounded by a border, grey-brown in the image and white in the labels. The third shows a room without people, and its parts are white."}}
 import torch
@@ -841,7 +841,7 @@ for draw in draws:
 # %% [markdown]
 # ## Look at twenty scenes
 #
-# Nothing replaces looking at the data. Here are the first twenty scenes of full difficulty, and then their classes.
+# Nothing replaces looking at the data. Here are the first twenty scenes of full difficulty ({numref}`fig-01-twenty`), and then their classes ({numref}`fig-01-twenty-labels`).
 
 # %% mystnb={"figure": {"name": "fig-01-twenty", "caption": "The first twenty Dollhouse scenes."}, "image": {"alt": "A contact sheet of twenty rendered rooms with furniture, people, plants and balls in varying colours, lights and views."}}
 scenes = [me.scene(seed, 128) for seed in range(20)]
@@ -895,7 +895,7 @@ show_shares(share)
 assert share["semseg"].max() > 20 * share["semseg"].min()
 
 # %% [markdown]
-# Walls have more than twenty times the pixels of the rarest class. Imbalance of this kind is the rule in photographs too. It is why class metrics average over classes and not over pixels (chapter 2), why a random crop is drawn again if one class covers more
+# Walls have more than twenty times the pixels of the rarest class ({numref}`fig-01-frequency`). Imbalance of this kind is the rule in photographs too. It is why class metrics average over classes and not over pixels (chapter 2), why a random crop is drawn again if one class covers more
 # than three quarters of it, and why saliency's loss weighs its two classes by their frequency (chapter 3).
 #
 # ### Boundaries are thin

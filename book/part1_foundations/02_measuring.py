@@ -17,7 +17,7 @@
 # Model A is better at depth, model B at boundaries. **Which of the two is better?** And a question that ought to come first: **is "better"
 # even measured the same way in two papers?**
 #
-# Let us begin with one task. Two models segment this room, and neither is quite right: A adds a little noise to its class scores, B is two pixels off.
+# Let us begin with one task. Two models segment the room of {numref}`fig-02-question`, and neither is quite right: A adds a little noise to its class scores, B is two pixels off.
 
 # %%
 import matplotlib.pyplot as plt
@@ -181,7 +181,7 @@ for mistake in MISTAKES:
 A, B = answers["noise"], answers["shift"]
 
 # %% [markdown]
-# These are our two models with all their answers: A is the noisy one (a little less so than above), B the shifted one.
+# {numref}`fig-02-models` has our two models with all their answers: A is the noisy one (a little less so than above), B the shifted one.
 
 
 # %% tags=["hide-input"]
@@ -378,7 +378,7 @@ print(f"pooled {semseg_pooled:.0f} %, mean of images {difference:+.0f} points")
 #
 # A pixel labelled 255 does not count, whatever was predicted there. Annotators use it where they cannot tell; in PASCAL VOC, a band around every
 # object is marked so. Since mistakes crowd around outlines, such a band is generous. We put one around ours, two pixels to either side, and measure
-# the same answer again.
+# the same answer again ({numref}`fig-02-void`).
 
 # %%
 outline = [binary_dilation(scene.edge > 0, iterations=2) for scene in scenes]
@@ -422,7 +422,7 @@ for axis, (title, picture) in zip(axes, shown.items()):
 #
 # $\beta^2 = 0.3$ gives precision the greater weight; the value goes back to {cite:t}`achanta2009frequency`. Written in counts, with
 # $\mathrm{TP} + \mathrm{FP}$ predicted and $\mathrm{TP} + \mathrm{FN}$ true pixels, it is
-# $(1+\beta^2)\,\mathrm{TP} \,/\, \bigl(\beta^2(\mathrm{TP}+\mathrm{FN}) + \mathrm{TP} + \mathrm{FP}\bigr)$, which also holds where nothing is predicted.
+# $(1+\beta^2)\,\mathrm{TP} \,/\, \bigl(\beta^2(\mathrm{TP}+\mathrm{FN}) + \mathrm{TP} + \mathrm{FP}\bigr)$, which also holds where nothing is predicted. Three of the thresholds are drawn in {numref}`fig-02-saliency`.
 
 
 # %%
@@ -490,7 +490,7 @@ print(f"lost on the blurred maps: {curve.max() - released:.0f} points")
 # %% [markdown]
 # Four thresholds are left of nineteen; at the lower ones every pixel is salient, at the higher ones none. Whether this costs anything depends on
 # where the best threshold happens to lie, and that can be moved at will: replace every probability $p$ by $p^\gamma$. The order of the pixels stays,
-# so do all the maps that thresholding can produce, and a good metric should hardly notice.
+# so do all the maps that thresholding can produce, and a good metric should hardly notice. {numref}`fig-02-trap` tells who does.
 
 
 # %% tags=["hide-input"]
@@ -560,7 +560,7 @@ print(
 # because the two arrows span a rhombus whose diagonals $\mathbf p - \mathbf g$ and $\mathbf p + \mathbf g$ stand at right angles, and half of
 # one over half of the other is the tangent of $\theta/2$ {cite}`kahan2006futile`. On paper the formulas are equal. On a computer they are not: near 0 the cosine is
 # flat, $1 - \theta^2/2$, so with 32-bit numbers, which near 1 lie about $6\cdot10^{-8}$ apart, angles below a fiftieth of a degree cannot be told from zero.
-# Rounding may also carry the inner product past 1, where the arccosine does not exist.
+# Rounding may also carry the inner product past 1, where the arccosine does not exist. {numref}`fig-02-arccos` draws both.
 
 
 # %%
@@ -647,7 +647,7 @@ def show_normals(number):
 show_normals(number)
 
 # %% [markdown]
-# Noise spreads its errors over all pixels, so mean and median nearly agree. A missed object and blurred outlines leave most pixels untouched and a few very wrong: the mean is
+# In {numref}`fig-02-normals` noise spreads its errors over all pixels, so mean and median nearly agree. A missed object and blurred outlines leave most pixels untouched and a few very wrong: the mean is
 # made by a minority, and the median does not see it. Papers on normals alone therefore report both, and the shares of pixels below
 # 11.25°, 22.5° and 30°; `NormalError().details()` has them all. The multi-task tables have the mean only.
 
@@ -665,7 +665,7 @@ show_normals(number)
 #
 # The square root bends downwards, so for images of equal size the mean of the roots never exceeds the root of the mean. That alone would do little harm,
 # since it holds for every model. But the two may also disagree about *which model is better*. Consider a steady model that is wrong by a tenth everywhere, and a
-# brilliant one that is wrong by a twentieth except in one image, where it takes the room for half as large again.
+# brilliant one that is wrong by a twentieth except in one image, where it takes the room for half as large again ({numref}`fig-02-depth`).
 
 # %%
 depth = targets["depth"]  # (N, 1, H, W)
@@ -791,7 +791,7 @@ print("more than half are hit exactly:", bool(hits.sum() > true_lines.sum() / 2)
 #
 # Before anything is matched, lines must be lines. **Non-maximum suppression** estimates for each pixel the direction across the line that it lies on, and sets it to 0 if it is weaker
 # than its neighbours in that direction: ridges stay. After the threshold, **thinning** peels what is still wide down to one pixel and keeps
-# connected what was connected. Without them a fat line would cover every place the truth could be.
+# connected what was connected, as {numref}`fig-02-thin` shows step by step. Without them a fat line would cover every place the truth could be.
 
 # %%
 from mlore_edu.metrics import DOLLHOUSE_BOUNDARY
@@ -847,7 +847,7 @@ print(f"{count_pairs(doubled, line, 2)} of them find a partner")
 # %% [markdown]
 # Every pixel of both lines is near the truth, yet half of what was drawn is superfluous. So each true pixel may serve one predicted pixel only: we look for as many
 # pairs as possible in which no pixel occurs twice. That is a *maximum bipartite matching*, an old problem with exact and fast algorithms. What has no partner on the side
-# of the prediction is a false alarm, on the side of the truth a miss.
+# of the prediction is a false alarm, on the side of the truth a miss: {numref}`fig-02-matching` has all three.
 
 # %%
 TOLERANCE = protocol.max_distance * np.hypot(96, 128)  # in pixels
@@ -892,7 +892,7 @@ name_colours(figure, hit="matched")
 # ### How far apart may a pair be?
 #
 # The tolerance is a share of the image's diagonal: 0.0075 for PASCAL-Context, which is 4.7 pixels at 375×500, and 0.011 for NYUD-v2, 7.7 pixels at
-# 425×560. For the small pictures of this book, Dollhouse uses 0.0225. Try what it does.
+# 425×560. For the small pictures of this book, Dollhouse uses 0.0225. Try what it does; {numref}`fig-02-tolerance` keeps three places of the slider.
 
 # %%
 from ipywidgets import FloatSlider, interact
@@ -1025,7 +1025,7 @@ def show_curve():
 show_curve()
 
 # %% [markdown]
-# The contrast of our twelve images differs on purpose, so that the gap is wide. odsF punishes a detector that does not know how sure it is.
+# The contrast of our twelve images differs on purpose, so that the gap in {numref}`fig-02-curve` is wide. odsF punishes a detector that does not know how sure it is.
 #
 # The full protocol has 101 thresholds and a few more choices. In the library each is a field of `BoundaryProtocol`, and the appendix on [boundary matching](../appendix/boundary_matching.ipynb) goes through
 # them. Two concern what you read in tables: published odsF values of PASCAL-Context come from 2,498 of the 5,105 validation images, and
@@ -1116,7 +1116,7 @@ print(
 #
 # Positive: on average over tasks, one model for all does better than a model for each. Here are the published results of three methods on
 # NYUD-v2 (Table 6 of the MLoRE paper {cite}`yang2024mlore`), all with a ViT-L backbone. The paper prints no single-task results. Its supplement has (Table 6 there) a plain multi-task baseline,
-# which we use, so that the numbers below are gains over *that*. (`published` holds the tables of the papers, each typed in once, so that no chapter has to.)
+# which we use, so that the numbers below, drawn in {numref}`fig-02-gain`, are gains over *that*. (`published` holds the tables of the papers, each typed in once, so that no chapter has to.)
 
 # %%
 from mlore_edu import published
@@ -1335,7 +1335,7 @@ def show_baselines():
 show_baselines()
 
 # %% [markdown]
-# Both sets of bars are of the same models. Against single-task models the printed values are negative throughout, so that on this backbone five separate networks are, on average, still slightly better than one
+# Both sets of bars in {numref}`fig-02-baselines` are of the same models. Against single-task models the printed values are negative throughout, so that on this backbone five separate networks are, on average, still slightly better than one
 # network with MLoRE; against the plain multi-task network MLoRE gains about three percent. A $\Delta_m$ without its baseline is half a number. This book prints the
 # baseline beside each one.
 

@@ -15,7 +15,7 @@
 # # One encoder, many heads
 #
 # Six answers for every pixel could come from six networks. They could also come from one network that looks at the
-# image once and answers six times. How does such a network work, and what does sharing cost each of the answers?
+# image once and answers six times. How does such a network ({numref}`fig-03-flow`) work, and what does sharing cost each of the answers?
 
 # %%
 import itertools
@@ -529,7 +529,7 @@ torch.testing.assert_close(
 # ```
 #
 # and since the three coordinates of $\mathbf{n}$ have squares that sum to 1, the loss is $(3 + 1)/2 = 2$ whatever the room
-# looks like. A quick experiment agrees:
+# looks like. A quick experiment agrees ({numref}`fig-03-first-losses`):
 
 # %%
 directions = F.normalize(torch.randn(3, 200_000), dim=0)  # (3, samples)
@@ -663,7 +663,7 @@ assert before["normals"] > 10 * before["edge"]
 # MLoRE's recipe is short: draw a batch, add the weighted losses, step down the gradient by the rule of Adam {cite}`kingma2015adam`, at a rate
 # that falls to zero as $\eta_i = \eta_0 (1 - i/I)^{0.9}$ over the $I$ steps. A gradient longer than 10 is cut to that
 # length. With 40,000 steps on a pre-trained backbone the paper starts at $\eta_0 = 2 \cdot 10^{-5}$; a small network from
-# scratch wants a rate two hundred times as large.
+# scratch wants a rate two hundred times as large. {numref}`fig-03-curves` follows all six losses.
 
 # %%
 from mlore_edu.data.transforms import train_transform
@@ -720,7 +720,7 @@ for axis in axes[1]:
 
 # %% [markdown]
 # What does the network say about rooms it has not seen? `decode` turns raw predictions
-# into answers: the most likely class, a probability, a unit vector, metres.
+# into answers: the most likely class, a probability, a unit vector, metres ({numref}`fig-03-predictions`).
 
 # %%
 from mlore_edu.evaluation import decode
@@ -809,7 +809,7 @@ scores = {
 }
 
 # %% [markdown]
-# The library has the blind predictor too, as `constant_predictor_scores` with one constant for each pixel.
+# The library has the blind predictor too, as `constant_predictor_scores` with one constant for each pixel. {numref}`fig-03-constant` sets the three side by side.
 
 # %%
 from mlore_edu.evaluation import constant_predictor_scores
@@ -848,7 +848,7 @@ for axis, task in zip(axes, tasks):
 # %% [markdown]
 # ### What training did to the maps
 #
-# The same three colours as before, now of the trained backbone. The tokens that looked arbitrary in
+# The same three colours as before, now of the trained backbone ({numref}`fig-03-maps-after`). The tokens that looked arbitrary in
 # {numref}`fig-03-maps-before` have organised themselves.
 
 # %% mystnb={"figure": {"name": "fig-03-maps-after", "caption": "The four maps of the trained backbone for two validation scenes, three principal components as colours."}, "image": {"alt": "Two rows of five pictures: a room, a fine map with crisp outlines of the person and furniture, and three coarse maps in which wall, floor and person have clearly different colours."}}
@@ -865,7 +865,7 @@ for axis, title in zip(
 # %% [markdown]
 # ### What became of the gradients
 #
-# The same measurement as in {numref}`fig-03-gradients`, after training:
+# The same measurement as in {numref}`fig-03-gradients`, after training, is {numref}`fig-03-gradients-after`.
 
 # %% mystnb={"figure": {"name": "fig-03-gradients-after", "caption": "Length of each task's gradient in the shared backbone after training; axes as before."}, "image": {"alt": "Dots and squares for six tasks as before. The normals lie far lower than they did in the earlier figure, and with weights the boundaries are no longer far below them."}}
 after = gradient_lengths(model, batch)
@@ -890,7 +890,7 @@ print("normals: longer vectors:", bool(lengths[0] < lengths[1]))
 #
 # ### Look for yourself
 #
-# Go through the validation scenes. Where does the network fail, and do the tasks fail at the same places?
+# Go through the validation scenes. Where does the network fail, and do the tasks fail at the same places? {numref}`fig-03-explorer` is one of the views.
 
 
 # %%
@@ -968,7 +968,7 @@ for axis, picture, title in zip(
     axis.set_title(title + rmse, fontsize=9)
 
 # %% [markdown]
-# One pair of runs settles nothing: with another seed it might come out otherwise. So we ran the whole comparison with three
+# One pair of runs, such as that of {numref}`fig-03-specialist`, settles nothing: with another seed it might come out otherwise. So we ran the whole comparison with three
 # seeds. `book/results/make_chapter03.py` rendered a larger easy Dollhouse, trained the shared network and
 # six single-task ones three times each with `mlore-edu train`, and wrote what it found to a file, together with the
 # commands, the versions and the machine.

@@ -41,7 +41,7 @@ everything = next(iter(make_loader(scenes, len(scenes), train=False)))
 images = everything["image"]  # (176, 3, 64, 64)
 
 # %% [markdown]
-# Here are four filters made by hand: the colour itself, the mean colour of the surroundings (a blur), the steps of
+# {numref}`fig-04-filters` has four filters made by hand: the colour itself, the mean colour of the surroundings (a blur), the steps of
 # colour from pixel to pixel, and the contrast to the surroundings.
 
 
@@ -77,7 +77,7 @@ for axis, (name, answer) in zip(axes, filters.items()):
 
 # %% [markdown]
 # How useful is a filter to a task? We predict the task's labels from the filter's answer and its square alone, pixel by
-# pixel, by least squares, and ask what share of the labels' variance that explains.
+# pixel, by least squares, and ask what share of the labels' variance that explains ({numref}`fig-04-usefulness`).
 
 
 # %%
@@ -210,7 +210,7 @@ for row, task in enumerate(tasks):
     arrow((5.92, 1.77), (6.12, y + 0.15))
 
 # %% [markdown]
-# To watch the mixture alone we give it the plainest feature there is, without any transformer: patches of 8 × 8 pixels,
+# To watch the mixture of {numref}`fig-04-flow` alone we give it the plainest feature there is, without any transformer: patches of 8 × 8 pixels,
 # their 192 numbers brought to $C = 16$ channels by a 1 × 1 convolution.
 
 # %%
@@ -323,7 +323,7 @@ for axis, (title, matrix) in zip(axes, matrices.items()):
         axis.text(N - 0.35, y, f"{total:.2f}", va="center", fontsize=8)
 
 # %% [markdown]
-# The two orders differ by one factor per row, the sum of what was kept. It tells how sure the router was, and what
+# The two orders ({numref}`fig-04-gates`) differ by one factor per row, the sum of what was kept. It tells how sure the router was, and what
 # follows receives a larger or smaller feature accordingly; with the softmax last that knowledge is lost.
 
 # %%
@@ -367,7 +367,7 @@ for order in ("first", "last"):
 #
 # and the $k$ largest $h_n$ are chosen. The function of $r_n$, called *softplus*, is always positive. (The released code
 # omits it and multiplies by $r_n$ as it is. Our library keeps it, and keeps $\sigma_n \ge 0.01$, so that no router can
-# end its own exploration.)
+# end its own exploration.) What the noise does to the choices can be seen in {numref}`fig-04-noise`.
 
 # %%
 h = {}
@@ -429,7 +429,7 @@ torch.testing.assert_close(gating.load, load(logits, h, sigma, 3))
 
 # %% [markdown]
 # Is the formula right? Let us count. Seven rivals have these noisy logits; we move the logit of an eighth expert from
-# −4 to 4, and for each value draw its noise ten thousand times.
+# −4 to 4, and for each value draw its noise ten thousand times ({numref}`fig-04-load`).
 
 # %%
 rivals = torch.tensor([-2.6, -1.7, -0.8, 0.1, 0.5, 1.2, 2.1])
@@ -462,7 +462,7 @@ _ = axis.legend(loc="center left")
 #
 # Where the softmax comes first, it is tempting to sort the *probabilities*, to take the bar from them, and to compare
 # it with the logits. Several public implementations do. A logit can be any number, a probability is less than 1: the
-# two cannot be compared.
+# two cannot be compared. {numref}`fig-04-mistake` shows what comes of it.
 
 
 # %%
@@ -630,7 +630,7 @@ bar = figure.colorbar(shown, ax=axes, ticks=ticks, label="share of choices")
 _ = bar.ax.set_yticklabels(("0", "fair", "2 × fair", "≥ 4 × fair"))
 
 # %% [markdown]
-# Call an expert **idle** when it gets less than a tenth of its fair share.
+# Call an expert **idle** when it gets less than a tenth of its fair share, as many come to do in {numref}`fig-04-die`.
 
 
 # %%
@@ -762,7 +762,7 @@ print(published.table("mlore_supplement", 5).format(*columns))
 # ### Play with k and the noise
 #
 # Take the routers of a balanced run and one image. How probable is each expert for each task when the noise is as
-# strong as you like, and $k$ as large?
+# strong as you like, and $k$ as large? {numref}`fig-04-explorer` shows four of the settings.
 
 
 # %%

@@ -350,7 +350,7 @@ print("rank 1 keeps 9/10 of the boundary score:", first["edge"] > 0.9)
 print("rank 1 keeps half of the mIoU:", first["semseg"] > 0.5)
 
 # %% [markdown]
-# Try other tasks and ranks. Which shapes appear first?
+# Try other tasks and ranks than those of {numref}`fig-05-explorer`. Which shapes appear first?
 
 
 # %%
@@ -503,7 +503,7 @@ print("mean ranks with which MLoRE agrees:", fits)
 
 # %% [markdown]
 # All twelve cells agree. A layer of about 18 thousand weights for every expert, say of $48 \cdot 384$, and one of 105 thousand in the standard module
-# would explain what was left over in four columns; which layers these are, the paper does not say. Nor are the ranks those of its text, with their mean of 72:
+# would explain what was left over in four columns; which layers these are, the paper does not say. Nor are the ranks those of its text, with their mean of 72 ({numref}`fig-05-table1`):
 
 # %%
 too_many = parameters_mlore(72)[-1] / 1e6
@@ -635,7 +635,7 @@ def one_by_one(X, gates):
 # + \sum_{n=1}^{N} g^t_n \mathbf{c}_n .
 # ```
 #
-# One 3 × 3 convolution to $\sum r_n$ channels, a gate for each channel, one 1 × 1 convolution back, and a small matrix product for the last biases.
+# One 3 × 3 convolution to $\sum r_n$ channels, a gate for each channel, one 1 × 1 convolution back, and a small matrix product for the last biases ({numref}`fig-05-concatenated`).
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-05-concatenated", "caption": "The channels between the two convolutions, as wide as their expert's rank. Here nine experts are active for a task; the gate of an expert, its height, multiplies all of its channels."}, "image": {"alt": "A row of fifteen blocks that become wider from left to right, from 16 to 128 channels. Nine of them are filled to different heights, six are empty."}}
 edges = np.concatenate([[0], np.cumsum(ranks)])

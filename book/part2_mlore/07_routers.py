@@ -269,7 +269,7 @@ for axis, (name, trained) in zip(axes, bent.items()):
 _ = axes[0].set_ylabel("b")
 
 # %% [markdown]
-# The printed router stays unsure everywhere, however long it is trained; even the best line is right only two times in three. So an
+# In {numref}`fig-07-xor` the printed router stays unsure everywhere, however long it is trained; even the best line is right only two times in three. So an
 # activation matters where a decision depends on two features *together*. It also lets the router have an opinion of its own about a
 # mixed picture, since the mean of what was bent is not the same as bending the mean.
 #
@@ -313,7 +313,7 @@ for (kind, activation), trained in oriented.items():
 
 # %% [markdown]
 # The basic branch gives both the same answer, as it must, and is right for one of the two. The position branch needs to learn only that
-# floors differ from ceilings, and what it learned can be looked at. Its $P$ weights are a picture.
+# floors differ from ceilings, and what it learned can be looked at. Its $P$ weights are a picture, that on the right of {numref}`fig-07-upright`.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-07-upright", "caption": "Left: a room and its flipped twin, which have the same mean. Middle: the average of all training rooms. Right: the weights, one for each place, that the position branch learned in order to tell rooms that stand from rooms that hang."}, "image": {"alt": "A room, the same room upside down, a blurred average room with a bright upper and a darker lower part, and a map of eight by eight coloured squares in which the lower rows have one sign and the upper rows the other."}}
 figure, axes = plt.subplots(1, 4, figsize=(7.5, 2.2), width_ratios=(1, 1, 1, 1.15))
@@ -552,11 +552,11 @@ for axis, branch in zip(axes, strongest):
     show_places(axis, torch.tensor(branch["weights"]), place, fontsize=8)
 
 # %% [markdown]
-# In every one of the nine networks it belongs to the normals. Some maps are marked along the line where the wall meets the floor, some
+# In every one of the nine networks ({numref}`fig-07-places`) it belongs to the normals. Some maps are marked along the line where the wall meets the floor, some
 # differ between left and right. That would tell how the room is turned, which is just what one wants to know about a room before saying which
 # way its walls face. Is it so? As a measure of the turn we take the mean over the scene of the true normals' first component: positive
 # where the walls face right. Then we look, among all 90 gates of a task, for the one that goes with it most closely. The
-# best of 90 correlates with anything to some degree, so we also shuffle the scenes and look again.
+# best of 90 correlates with anything to some degree, so we also shuffle the scenes and look again ({numref}`fig-07-turn`).
 
 # %%
 looks = [run["looks"] for run in record["runs"]]
@@ -657,7 +657,7 @@ axes[0].invert_yaxis()
 _ = figure.supxlabel("Δm (%)", fontsize=10)
 
 # %% [markdown]
-# With us no router can be told from another: the rows differ by less than the seeds within a row do, and the blind router is one
+# With us, on the right of {numref}`fig-07-table4`, no router can be told from another: the rows differ by less than the seeds within a row do, and the blind router is one
 # of the crowd. That does not say that the paper's order is wrong. It does say that an order made of differences of one or two tenths needs
 # several seeds a row, and has none.
 #
@@ -733,7 +733,7 @@ _ = ipywidgets.interact(
 show_chance(5, 9)
 
 # %% [markdown]
-# By pure chance 8 % of experts serve all five tasks. That *is* seldom, and no router was involved: it follows from $k/N = 0.6$. More is
+# By pure chance 8 % of experts serve all five tasks ({numref}`fig-07-chance`). That *is* seldom, and no router was involved: it follows from $k/N = 0.6$. More is
 # fixed than that. In each image the $T$ tasks take $k$ experts each, so the numbers of tasks over all experts add up to $Tk$, and their mean
 # is $Tk/N$ *whatever the routers do*: 3 of 5 tasks with the paper's numbers. Routing can only spread the numbers or gather
 # them.
@@ -814,7 +814,7 @@ axis.set(xlabel="tasks that an expert serves in one image", ylabel="share of exp
 _ = axis.legend()
 
 # %% [markdown]
-# All six tasks meet at an expert even more rarely than by lot, by an order of magnitude; and habit explains it completely: the two
+# {numref}`fig-07-nulls` says that all six tasks meet at an expert even more rarely than by lot, by an order of magnitude; and habit explains it completely: the two
 # blue bars are the same. The tasks have divided the experts among themselves once, and do not react to each other's choice in an image.
 #
 # Was it the balance loss that made them? The script also trained the whole MLoRE without that loss, and counted again:

@@ -73,7 +73,7 @@ images = truth["image"][chosen].double()  # (4, 3, 64, 64)
 
 # %% [markdown]
 # From here on we look at one of its modules, the first at the last scale. Its input is the backbone's last map, which a
-# 1 × 1 convolution for each task turns into the features $\mathbf{X}^t$; its routers give the gates $\mathbf{g}^t$.
+# 1 × 1 convolution for each task turns into the features $\mathbf{X}^t$; its routers give the gates $\mathbf{g}^t$. What is claimed of it is in {numref}`fig-08-paths`.
 
 # %%
 module = model.decoder.scales[3][0]
@@ -407,7 +407,7 @@ assert error(bias, b_r) < 1e-12
 # ### The whole model
 #
 # Six modules stand in our model, with GELUs between them that no algebra removes: re-parameterisation stops at every non-linearity and starts
-# again behind it. `me.fuse` gives a copy in which every module has its inference form.
+# again behind it. `me.fuse` gives a copy in which every module has its inference form; both predict the maps of {numref}`fig-08-predictions`.
 
 # %%
 fused = me.fuse(model)
@@ -587,7 +587,7 @@ axes[1].set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=(0, 3.1))
 _ = figure.legend(loc="outside upper center", ncols=2)
 
 # %% [markdown]
-# At small learning rates the two learn alike, and nothing warns the one who folds. Larger ones only the BatchNorm survives.
+# At small learning rates ({numref}`fig-08-folded`) the two learn alike, and nothing warns the one who folds. Larger ones only the BatchNorm survives.
 #
 # So the rule is: **merge up to the BatchNorm whenever it pays; fold the BatchNorm when training is over.** What cannot be had in training is the *single* convolution: the BatchNorm
 # needs the experts' sum by itself, so the generic path and the task expert cannot join it.
@@ -640,7 +640,7 @@ _ = figure.colorbar(drawn, label="relative distance")
 #
 # The ranks are gone, and so are the number of experts, tasks and images. Mixing on the fly saves operations as soon as the map has more tokens than nine tenths of the width. For precomposed
 # kernels the same comparison gives $L > 0.9\, C N / R$: nine tenths of the width over the mean rank, which a handful of tokens fulfils. Is it so? We count the library's own modules,
-# on the meta device.
+# on the meta device ({numref}`fig-08-macs`).
 
 # %%
 from torch.utils.flop_counter import FlopCounterMode
@@ -747,7 +747,7 @@ print(
 )
 
 # %% [markdown]
-# Try other shapes. The bars count the experts and the convolution for one image and one task, and the numbers stored for fifteen experts.
+# Try other shapes than that of {numref}`fig-08-explorer`. The bars count the experts and the convolution for one image and one task, and the numbers stored for fifteen experts.
 
 
 # %%

@@ -15,7 +15,7 @@
 # # MLoRE assembled
 #
 # The parts lie on the table: experts of low rank, routers, a path that all tasks share, an expert of each task's own, and
-# the algebra that folds them into one convolution. Do they add up to the network of the paper? Has it the size that the
+# the algebra that folds them into one convolution. Do they add up to the network of the paper ({numref}`fig-09-flow`)? Has it the size that the
 # paper prints, and does each part help as much as the paper says?
 
 # %%
@@ -701,7 +701,7 @@ _ = figure.legend(
 #
 # ## A first training
 #
-# A size is not a result. Let us train baseline and MLoRE with one loop, on the same few pictures, for forty steps.
+# A size is not a result. Let us train baseline and MLoRE with one loop, on the same few pictures, for forty steps ({numref}`fig-09-live`).
 
 # %%
 from mlore_edu.data.transforms import train_transform
@@ -834,7 +834,7 @@ for gap in (2.2, 0.8, 0.3):
 
 # %% [markdown]
 # (To find a difference $d$ in four of five attempts, at 5 % error, takes about $2 (2.8\, s / d)^2$ runs a row.) With three
-# to five runs a row we shall see what is large, and nothing else. Now the ladder.
+# to five runs a row we shall see what is large, and nothing else. Now the ladder, {numref}`fig-09-ladder`.
 
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-09-ladder", "caption": "The rows of Table 2. Left, the paper: PASCAL-Context, ViT-B, one run a row. Right, Dollhouse with vit_nano: a dot for each seed, the mean, and its 95 % interval from the pooled spread."}, "image": {"alt": "Two panels of five rows, from Baseline to the full MLoRE. At the left five single dots with gains between minus 3.4 and minus 0.6 percent. At the right clusters of dots with a mean and an interval for each row; all five overlap."}}
@@ -927,7 +927,7 @@ for axis, task in zip(axes.flat, tasks):
 _ = axes[0, 0].set_ylim(4.5, -0.5)
 
 # %% [markdown]
-# (Dotted: the mean of the single-task networks.) The equal means hide an exchange. Human parts, the finest of the
+# (Dotted in {numref}`fig-09-tasks`: the mean of the single-task networks.) The equal means hide an exchange. Human parts, the finest of the
 # classes, gain several points in every row below the baseline; normals lose a little, and segmentation too. Which of these
 # differences are outside the noise?
 
@@ -988,7 +988,7 @@ for start, key in noise_rows.items():
         print(f"noise from {start:5} against none: {value:+5.1f} ± {half:.1f} %")
 
 # %% [markdown]
-# Shazeer's start costs several percent; what weaker noise still costs, if anything, we can hardly tell. So the preset of
+# Shazeer's start costs several percent ({numref}`fig-09-noise`); what weaker noise still costs, if anything, we can hardly tell. So the preset of
 # `vit_nano` starts at 0.05, here and in every other run of this chapter. Had we not looked, the chapter would have reported that experts
 # hurt. Whether the same holds after forty thousand steps is another question: a network that trains for so long has time to turn its
 # noise down. What carries over is the warning. A detail that a paper leaves out may weigh more than
@@ -1003,6 +1003,8 @@ for start in ("0.2", "0.05"):
 
 # %% [markdown]
 # ### In pictures
+#
+# What those differences are worth to the eye: {numref}`fig-09-predictions` has the recorded networks of one seed.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-09-predictions", "caption": "Validation scenes with their labels, and the predictions of the recorded baseline and MLoRE, seed 0."}, "image": {"alt": "A grid of pictures: for each scene a row of labels and below it two rows of predictions, of the baseline and of MLoRE, which resemble each other closely."}}
 from PIL import Image
@@ -1190,7 +1192,7 @@ assert abs(value) <= half
 #
 # ### Look for yourself
 #
-# Choose an ablation and a metric. Does what Δm says hold for the task that you care about?
+# Choose an ablation and a metric. Does what Δm says hold for the task that you care about? {numref}`fig-09-explorer` is the first view.
 
 # %%
 metrics = {"Δm": "delta_m"} | {task.title: task.name for task in tasks}
@@ -1222,7 +1224,7 @@ explore("supplement3", "Human parts")
 #
 # The paper prints 34 rows with a Δm for ViT-B on PASCAL-Context, and never prints the five single-task baselines that it is computed
 # from. But Δm is linear in their reciprocals, so that each row is one equation for five unknowns, and `implied_baselines`
-# solves them all ([chapter 2](../part1_foundations/02_measuring.ipynb)). Rows that no baselines can explain are slips.
+# solves them all ([chapter 2](../part1_foundations/02_measuring.ipynb)). Rows that no baselines can explain are slips; in {numref}`fig-09-slips` they leave the band.
 
 # %%
 from mlore_edu.metrics import implied_baselines

@@ -45,7 +45,7 @@ T = len(tasks)
 # %% [markdown]
 # Here is what a network of the book, trained on the Dollhouse, does with that freedom.
 # `book/results/make_taskexpert_inside.py` wrote down its gates on six validation scenes: numbers from 0 to 1 that say
-# how much of each expert a task takes, at each of 16 × 16 tokens.
+# how much of each expert a task takes, at each of 16 × 16 tokens ({numref}`fig-10-first`).
 
 # %%
 inside = np.load("../results/taskexpert_inside.npz")
@@ -499,7 +499,7 @@ print(*(f"{name} {value:.1f}," for name, value in record["metrics"].items()))
 
 # %% [markdown]
 # From the second module on there is one gate more, the seventh, for the task's memory; in the pictures it is black.
-# Here are the choices of all modules for one scene.
+# {numref}`fig-10-poster` has the choices of all modules for one scene.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-10-poster", "caption": "Which gate is largest at each token, for the scene of the first figure: a row for each task, a column for each module. The colours of one column have nothing to do with those of another, since every module has experts of its own. Black is the memory; pale means undecided."}, "image": {"alt": "A table of six rows and twelve columns of small coloured maps. Some are of one colour throughout, many show horizontal bands for floor and wall, and some show the outline of the person. In the seventh column nearly every map is of one colour."}}
 choices = [
@@ -534,7 +534,7 @@ assert settled.max() == T
 #
 # ### Look for yourself
 #
-# Choose a scene, a module, a task and an expert. What does the expert answer there, and where does the task take it?
+# Choose a scene, a module, a task and an expert. What does the expert answer there, and where does the task take it? You start from {numref}`fig-10-explorer`.
 
 # %%
 names = [str(k + 1) for k in range(K)] + ["memory"]
@@ -604,7 +604,7 @@ assert shares[1] > 0.5
 #
 # Does the network use it? [Chapter 7](../part2_mlore/07_routers.ipynb) asked that of MLoRE's routers by exchanging
 # the gates of a trained network, and we do the same. The losses below are means over all validation scenes, with the
-# gates of all twelve modules replaced.
+# gates of all twelve modules replaced ({numref}`fig-10-exchange`).
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-10-exchange", "caption": "What becomes of the losses if the gates of all modules are exchanged, in multiples of the loss with the network's own. Left and middle bars keep only what depends on the scene, or on the place."}, "image": {"alt": "For each of the six tasks four bars on a logarithmic axis, relative to a line at one. One gate per scene multiplies all losses but that of boundaries by two and a half or more. One per place leaves the surface normals as they were, and multiplies saliency by more than ten. The gates of the next task do most harm nearly everywhere."}}
 losses = dict(zip(record["exchanges"], inside["exchanged"]))  # (T,) each
@@ -767,7 +767,7 @@ for row, name in enumerate(("lying or\nstanding?", "end or\nmiddle?")):
     axes[row, 0].set_ylabel(name)
 
 # %% [markdown]
-# The theorem holds to the digit: with the first two kinds the best that training finds is $a = 0$, an empty answer.
+# The theorem holds to the digit ({numref}`fig-10-strokes`): with the first two kinds the best that training finds is $a = 0$, an empty answer.
 # With context the experts set up +1 and −1, and the gates, the only part that looks sideways, point to the right one.
 # This division of labour is the idea of context-aware gating.
 #
@@ -795,7 +795,7 @@ for layers, gradient in seen.items():
     )
 
 # %% [markdown]
-# Does it also *use* the whole window? A second world puts that to the test. In each row of one picture there are two
+# Does it also *use* the whole window? A second world puts that to the test ({numref}`fig-10-reach`). In each row of one picture there are two
 # dots, $d$ tokens apart, and each must say whether it is the right one of the two (+1) or the left one (−1). For
 # $d \leq 3$ a dot sees its partner. For $d \geq 4$ it sees a lonely dot, whichever it is, and {eq}`eq-10-chance`
 # holds again. (Rows are four tokens apart, and the border is far enough away, or a dot could find its place by
@@ -914,7 +914,7 @@ figure, axis = plt.subplots(figsize=(7.5, 1.9))
 draw_sweep(axis, "gates")
 
 # %% [markdown]
-# The paper compares linear gates with context-aware ones before the memory comes in (Table 1, from "w/ MoE" to "w/
+# In {numref}`fig-10-gate-kinds` ours stand beside the paper's. It compares linear gates with context-aware ones before the memory comes in (Table 1, from "w/ MoE" to "w/
 # MoE+CG"); its step is recomputed here over its full model. Pointwise gates it has none; they tell whether it is the
 # context that helps or only the depth.
 
@@ -983,7 +983,7 @@ for renormalise in (False, True):
 # %% [markdown]
 # In the picture of {numref}`fig-10-hull`, a sparse mixture that is renormalised stands at a corner ($k = 1$) or on
 # the line between two ($k = 2$). Without, it is drawn from there towards zero, and the farther the less sure the task
-# was. What follows can tell an undecided token from a decided one by the size of its feature.
+# was. What follows can tell an undecided token from a decided one by the size of its feature ({numref}`fig-10-sparse`).
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-10-sparse", "caption": "Left: the token of the earlier figure, for the task whose best two gates are smallest: assembled from all six answers, from the best two, from the best one; hollow: renormalised. Right: the sum of the gates that stay, over the first scene of this chapter and for the first of its tasks; dark is 1."}, "image": {"alt": "At the left six numbered discs joined by grey lines, and inside them a cross for the dense mixture; hollow marks for the renormalised sparse ones lie on a line and on a corner, filled ones are drawn from there towards a small ring that marks zero. At the right two maps, of the best gate and of the best two; the second is darker, and in both some parts of the room are pale."}}
 module, t = np.unravel_index(follows.argmax(), follows.shape)
@@ -1045,7 +1045,7 @@ axis.set(xlabel="module", ylabel="experts needed", xticks=modules, ylim=(0, 7.4)
 _ = axis.legend(ncols=2, loc="upper right")
 
 # %% [markdown]
-# With two gates a task, hardly any expert rests. With one, about a third could; and an expert is not all that a
+# With two gates a task, {numref}`fig-10-union` says, hardly any expert rests. With one, about a third could; and an expert is not all that a
 # module runs, since its gates must be computed before anyone can choose.
 
 # %%
@@ -1074,7 +1074,7 @@ steps = [(f"{row} → Dense", density[row]) for row in ("Top 1", "Top 2")]
 show_steps([(*step, density["Dense"], "+") for step in steps])
 
 # %% [markdown]
-# Ours points the other way: with one or two gates a task the network is better than with all, by more than the noise.
+# Ours ({numref}`fig-10-density`) points the other way: with one or two gates a task the network is better than with all, by more than the noise.
 # Why, we have not found out; three hundred steps may favour another gate than the paper's forty thousand. That dense
 # is best is no law.
 

@@ -16,7 +16,7 @@
 #
 # With a module after each of twelve layers, every task gets twelve features of the same image, some from close to the pixels and some
 # from far behind them. Which should count, for which task, and where in the image? Adding them up leaves the question
-# open. TaskExpert lets a memory travel along the layers and decide on the way.
+# open. TaskExpert ({numref}`fig-11-flow`) lets a memory travel along the layers and decide on the way.
 
 # %%
 import json
@@ -413,7 +413,7 @@ assert 0.2 < errors["sum of the layers"] < 0.3
 assert errors["memory"] < 0.02
 
 # %% [markdown]
-# The memory found the forget gate by itself: its momentum went to 0, and the read gate does the rest. In a transformer the case is less
+# In {numref}`fig-11-toy` the memory found the forget gate by itself: its momentum went to 0, and the read gate does the rest. In a transformer the case is less
 # pure. Layer 2 also sees what layer 1 saw, through the residual path, so its own experts could undo what the first ones said. The toy
 # shows what the memory makes *easy*, and not what would be impossible without it.
 
@@ -458,7 +458,7 @@ task_table(axes[0], momentum.T.numpy(), later, "RdBu", (0.4, 1.6), "momentum")
 task_table(axes[1], read, later, "Blues", (0, 1), "read gate")
 
 # %% [markdown]
-# The momenta have moved away from 1, by different amounts for different tasks and depths. One must not read too much into how far. Adam moves a
+# The momenta ({numref}`fig-11-momentum`, left) have moved away from 1, by different amounts for different tasks and depths. One must not read too much into how far. Adam moves a
 # parameter by about its learning rate a step, however large the gradient, so the distance that anything can go is about the sum of
 # all learning rates. With a polynomial decay of power 0.9, which we use and which is usual in this field, that is $1 / 1.9$ of rate times steps.
 
@@ -583,14 +583,14 @@ layer = int(variation.mean(axis=1).argmax()) + 1
 draw_weights([0, 1, 2], layer)
 
 # %% [markdown]
-# What these maps follow are things and places: floor and wall, up and down, in some of them the person. The memory of a task is
+# What the maps of {numref}`fig-11-maps` follow are things and places: floor and wall, up and down, in some of them the person. The memory of a task is
 # really another one at every token, and it is the few modules with much reading that make it so.
 
 # %% [markdown]
 # ## What the layers say
 #
 # The paper shows the experts' answers at layers 1, 6 and 12, three principal components of each as colours (its Fig. 4), and reads from
-# them that deep experts respond to what things mean, shallow ones to edges and textures. The same of our network:
+# them that deep experts respond to what things mean, shallow ones to edges and textures. The same of our network is {numref}`fig-11-pca-layers`.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-11-pca-layers", "caption": "Answers of the six experts at layers 1, 6 and 12 on one scene. Three principal components as red, green and blue, the same for all six stored scenes; colours of different squares have nothing to do with each other."}, "image": {"alt": "A picture of a room and three rows of six coloured maps of sixteen by sixteen squares. In all three rows the coarse shapes of the room and of the person can be recognised."}}
 figure, axes = plt.subplots(3, K + 1, figsize=(7.5, 3.6))
@@ -663,7 +663,7 @@ for name, values in parts_explained.items():
     print(f"{name:14} layers 1, 6, 12:", *chosen)
 
 # %% [markdown]
-# What the paper reads from its pictures is not in ours. For the most part class and look explain the same, since in these rooms the one
+# What the paper reads from its pictures is not in ours ({numref}`fig-11-semantic`). For the most part class and look explain the same, since in these rooms the one
 # nearly tells the other. The share that only the class explains does not grow with depth, it shrinks; what grows is what neither of
 # them explains. That does not make the paper wrong. Its backbone has seen millions of photographs before, while ours began from
 # nothing, and even its first layer comes after a stem of convolutions. But the measurement takes a dozen lines, and a claim about what layers
@@ -690,7 +690,7 @@ for axis, task in zip(axes[0, 1:], tasks):
     axis.set_title(task.title.replace(" ", "\n", 1), fontsize=9)
 
 # %% [markdown]
-# Had all tasks the same feature, the six pictures of a row would be the same. They are not; and what stands out in each is what its task
+# Had all tasks the same feature, the six pictures of a row of {numref}`fig-11-pca-tasks` would be the same. They are not; and what stands out in each is what its task
 # asks for.
 #
 # ## TaskExpert assembled
@@ -835,7 +835,7 @@ axes[1].set(xlabel="step", ylabel="weight of layer 1", ylim=(1e-11, 1e2))
 _ = axes[0].legend(title="momentum")
 
 # %% [markdown]
-# Both train. But in the second network the first layers do not belong to the memory yet, as {numref}`fig-11-growth` foretold; the late ones do
+# Both train ({numref}`fig-11-live`). But in the second network the first layers do not belong to the memory yet, as {numref}`fig-11-growth` foretold; the late ones do
 # all the work. Whether that costs anything is not for so few steps to say.
 #
 # ### Where the modules stand
@@ -1010,7 +1010,7 @@ widths.set(xlabel="width e of an expert", ylabel="width h of a gate")
 _ = widths.legend(fontsize=8, markerscale=2)
 
 # %% [markdown]
-# The figure says what is known of TaskExpert and what is not. **Pinned** are the width $D$ of the features, by the heads' share of the FLOPs, and what a module has in all.
+# {numref}`fig-11-search` says what is known of TaskExpert and what is not. **Pinned** are the width $D$ of the features, by the heads' share of the FLOPs, and what a module has in all.
 # **Free** is how a module divides it: from all but experts to all but gates, every division fits some
 # member of the set. No published number can tell them apart, and so this book publishes the whole set and takes one
 # member as a default: $e = D$ where it is in the set (ViT-B, ViT-L), because the paper's Eq. 1 knows one width only, and for ViT-S a division
@@ -1230,7 +1230,7 @@ _ = figure.supxlabel("Δm over the full model (%)", fontsize=10)
 
 # %% [markdown]
 # A step *supports* the paper's if its interval lies on the same side of zero, *contradicts* it on the other side, and is *noise* if it contains
-# zero. For Fig. 8 only the direction is given (the more experts are active, the better).
+# zero. In {numref}`fig-11-sweeps` only the direction is given for the paper's Fig. 8 (the more experts are active, the better).
 
 
 # %%

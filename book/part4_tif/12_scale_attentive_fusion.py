@@ -140,7 +140,7 @@ _ = place(figure, image, 0.1, 0.1, 1.34)
 # four scales with the three others. Then every task takes a copy through a convolution of its own. At the two low (coarse) scales **SFD**, self-feature
 # distillation, lets the task's own tokens attend to each other ([chapter 13](13_self_feature_distillation.ipynb)), and **LTHD**, low-to-high
 # diffusion, reuses at the two high (fine) scales what was found there about who belongs with whom, since attention would be too dear on so many tokens
-# ([chapter 14](14_low_to_high_diffusion.ipynb)). A last convolution joins the task's four maps into the feature for its head.
+# ([chapter 14](14_low_to_high_diffusion.ipynb)). A last convolution joins the task's four maps into the feature for its head ({numref}`fig-12-flow`).
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-flow", "caption": "TIF whole. What is drawn in blue exists once; everything in the stack of six sheets, one sheet for each task, sees its own task only. From scale to scale dotted lines carry affinities: how much each token wants of every other."}, "image": {"alt": "A flow diagram from left to right. A picture of a room enters the backbone, from which four squares of falling size come, the scales. Each scale leads to a box named SAFF, and thin lines lead to it from the three other scales too. From the four boxes arrows lead into a stack of six sheets with two boxes named LTHD for the scales 0 and 1 and two named SFD for the scales 2 and 3; dotted lines lead from SFD up to LTHD. All four lead to a box named fuse, and from there to six small pictures of labels. Below, brackets name chapters 12, 13 and 14."}}
 from matplotlib.patches import FancyBboxPatch
@@ -379,7 +379,7 @@ for axis in axes.flat:
     axis.spines[:].set(color="0.8")
 
 # %% [markdown]
-# *Where* falls from scale to scale, as it must. *What* does not simply rise: it is best in the middle, since a class that is right but smeared over a large
+# In {numref}`fig-12-probe` *where* falls from scale to scale, as it must. *What* does not simply rise: it is best in the middle, since a class that is right but smeared over a large
 # square is wrong at its rim. But no scale by itself comes near what all four say together. This is the case for fusing
 # them, and it needs no trained decoder to be made.
 
@@ -405,7 +405,7 @@ assert found["scale 0"][1] > found["scale 1"][1] > found["scale 3"][1]
 # what they have while they compute. SAFF does it once, at the end, from every scale to every other.
 #
 # $\mathcal{P}$ is said to change the scale, and no more. Here a smaller map is *enlarged bilinearly* and a larger one *reduced by
-# averaging*: `align` in `mlore_edu/decoders/pyramid.py`. Four scales at four sizes make sixteen maps.
+# averaging*: `align` in `mlore_edu/decoders/pyramid.py`. Four scales at four sizes make sixteen maps ({numref}`fig-12-align`).
 
 # %%
 aligned = [[align(source, target.shape[-2:]) for source in X] for target in X]
@@ -482,7 +482,7 @@ axes[2].set_xticklabels((16, 8, 4))
 _ = axes[2].legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
 # %% [markdown]
-# A thin line that runs between the reading points is not there; move it by a pixel, and it is. By averaging, everything counts, and
+# A thin line that runs between the reading points of {numref}`fig-12-reduce` is not there; move it by a pixel, and it is. By averaging, everything counts, and
 # equally. At *one half* the two are the same, since a reading between two pixels is their average, and halving
 # three times in a row by bilinear interpolation would be averaging as well. Only a long step loses pixels.
 
@@ -777,7 +777,7 @@ for i, axis in enumerate(axes[0]):
     axis.set_title(f"scale {i}")
 
 # %% [markdown]
-# At scale 0 the fused token went through three more 3 × 3 convolutions than the narrowed one. By itself that widens 7 × 7 pixels to 19 × 19. Whatever is
+# At scale 0 of {numref}`fig-12-field` the fused token went through three more 3 × 3 convolutions than the narrowed one. By itself that widens 7 × 7 pixels to 19 × 19. Whatever is
 # further away can only have come from another scale:
 
 # %%
@@ -860,7 +860,7 @@ for score, place_ in (("edge", 0), ("semseg", 0), ("semseg", 3), ("semseg", 4)):
           " XL → fused", step("XL", "fused", place_, score))  # fmt: skip
 
 # %% [markdown]
-# There is something to be gained: where $\mathbf{Y}^i$ stands *beside* the scale's own map, the classes are read better at every
+# There is something to be gained ({numref}`fig-12-readings`): where $\mathbf{Y}^i$ stands *beside* the scale's own map, the classes are read better at every
 # scale, because the others know what this one does not. (The two together are twice as wide, so this is what there is, and not what one map
 # could keep.) After the fusion no single scale keeps more than a part of that gain. The four fused maps together do hold about two points more than the four they came
 # from, in each of the networks. But a network that never had SAFF has as much in its own four:
@@ -946,7 +946,7 @@ print(f"between seeds the losses differ by {100 * spread.min():.0f}"
       f" to {100 * spread.max():.0f} %")  # fmt: skip
 
 # %% [markdown]
-# The three finer scales hardly listen. What the others bring to them is worth less than the difference between two seeds, in each network. The one that
+# The three finer scales hardly listen ({numref}`fig-12-silenced`). What the others bring to them is worth less than the difference between two seeds, in each network. The one that
 # listens, in two networks of three, is the coarsest, which has the least to say of its own: without it a loss grows by up to a half. So where
 # information flows at all, it flows down, from fine to coarse; the high scales, for whose sake one would build such a module, go without.
 
@@ -958,7 +958,7 @@ assert (growth("Y")[:, :, 3].max(axis=1) > 1.1).sum() == 2
 # ### Which units speak?
 #
 # SFF is a hidden layer: a convolution, a ReLU, a convolution. A hidden unit whose ReLU is never open passes nothing on, and gets no
-# gradient that could change it. How often is each open?
+# gradient that could change it. How often is each open? {numref}`fig-12-units` has the answer.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-units", "caption": "Hidden units of SFF in the trained networks: for each, the share of all tokens at which its ReLU lets something through, in falling order; a line for each network. Units on the grey ground are open at fewer than one token in a hundred."}, "image": {"alt": "Four panels for the scales 0 to 3, with a falling curve for each of three networks. One curve lies far below the others: at scale 1 it touches the grey ground from the third unit on. The other two reach the ground only towards their ends, at scale 1 not at all."}}
 figure, axes = plt.subplots(1, 4, figsize=(7.5, 2.2), sharey=True)
@@ -1176,7 +1176,7 @@ for axis in axes[1]:
 
 
 # %% [markdown]
-# The zeros of the two columns have nothing to do with each other; what can be compared are steps. A step of ours *supports* the paper's if its interval lies on the same side of zero,
+# The zeros of the two columns of {numref}`fig-12-sweeps` have nothing to do with each other; what can be compared are steps. A step of ours *supports* the paper's if its interval lies on the same side of zero,
 # *contradicts* it on the other side, and is *noise* if it contains zero.
 
 
@@ -1204,7 +1204,7 @@ for table, pairs_ in steps_of.items():
 # All steps are noise. On the Dollhouse, with three seeds, SAFF makes no difference to Δm that could be told from the seeds, be it at two scales or at four. The
 # intervals are about as wide as the paper's largest step, so this does not contradict the paper either; a single run a row, as in its tables, could not have told.
 #
-# Δm is a mean. The paper's tables move segmentation and boundaries up, normals down; ours, task by task:
+# Δm is a mean. The paper's tables move segmentation and boundaries up, normals down; {numref}`fig-12-tasks` has ours, task by task.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-12-tasks", "caption": "The rows of Table 9 on Dollhouse, task by task; an arrow up means that higher is better. Dotted: the mean of the single-task networks."}, "image": {"alt": "Six panels, one for each task, each with three rows of dots with a mean and an interval: without SAFF, with it at two scales, and at four."}}
 figure, axes = plt.subplots(2, 3, figsize=(7.5, 3.6), sharey=True)

@@ -49,7 +49,7 @@ short = ["segmentation", "parts", "saliency", "normals", "depth", "boundaries"]
 # %% [markdown]
 # What tasks do when they may only look into themselves can be seen. `book/results/make_tif_distillation.py` trained a
 # TIF on the Dollhouse and wrote down its **attention** on four validation scenes: how much each task, at each of 8 ×
-# 8 tokens, takes from each of the others.
+# 8 tokens, takes from each of the others ({numref}`fig-13-first`).
 
 # %%
 inside = np.load("../results/tif_distillation.npz")
@@ -462,7 +462,7 @@ print(sfd.key.weight.numel(), "weights do the work of", one.key.weight.numel())
 # > $N$ maps are one map with $N$ times the learning rate and a start $\sqrt{N}$ times as large.
 #
 # To check this, train both: six maps, and one that starts as their sum and has six times the learning rate. For
-# comparison also one with the ordinary learning rate. They are to imitate another module, whose maps are larger.
+# comparison also one with the ordinary learning rate. They are to imitate another module, whose maps are larger ({numref}`fig-13-maps`).
 
 # %%
 torch.manual_seed(1)
@@ -772,7 +772,7 @@ for axis, (state, i) in zip(
 _ = axes[0].set_yticks(range(T), short, fontsize=8)
 
 # %% [markdown]
-# Two of the three observations are confirmed here, and a part of the explanation is added. The tasks are indeed more
+# Two of the three observations are confirmed in {numref}`fig-13-distance`, and a part of the explanation is added. The tasks are indeed more
 # alike at scale 3 than at scale 2, and some pairs are far apart. But they are more alike at scale 3 already *before*
 # SFD, where their features are one convolution away from the encoder's. And what moves them apart, at both scales, is
 # SFD itself. That tasks with modules of their own end up with features of their own is no evidence that they should
@@ -812,7 +812,7 @@ for axis, (i, shares) in zip(axes, between.items()):
 _ = axes[0].set_ylabel("attention to be moved")
 
 # %% [markdown]
-# They do, but by little. Which two tasks one compares matters several times as much as on which image.
+# They do, but by little ({numref}`fig-13-images`). Which two tasks one compares matters several times as much as on which image.
 #
 # ## Harm, built on purpose
 #
@@ -824,7 +824,7 @@ _ = axes[0].set_ylabel("attention to be moved")
 # The target is segmentation, and beside it the network learns surface normals, the very tasks of Fig. 1. In one half
 # of the runs the normals are true. In the other every training scene has the normals *of the next scene*. (Validation
 # scenes keep theirs, though nobody will look at them.) From such labels one can learn what normals are like on
-# average, and nothing about the picture at hand.
+# average, and nothing about the picture at hand ({numref}`fig-13-wrong`).
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-wrong", "caption": "What the networks are told. Image and segmentation are right in all runs; in half of them the normals are those of another room."}, "image": {"alt": "Two rows of four pictures: a room, its segmentation, its surface normals in red, green and blue, and at the right other normals that do not fit the room: walls and furniture are elsewhere."}}
 train_scenes = [
@@ -960,7 +960,7 @@ for weight in ("weight 10", "narrow"):
     assert "noise" in interval(c_d - a_b, within + across, weight).split(", ")
 
 # %% [markdown]
-# With the usual weights another room's normals do segmentation no harm that these runs could show, whichever way the
+# With the usual weights (left in {numref}`fig-13-harm`) another room's normals do segmentation no harm that these runs could show, whichever way the
 # tasks attend. Even useless labels are no poison: from them a network learns an average, and an average disturbs
 # nobody. In the design built for it there is harm, and plenty: both ways of attending lose seven points or more. Across
 # tasks it is two points more than within, as the paper would have it. But that difference, the one number that this
@@ -1022,7 +1022,7 @@ print(f"within against across, true normals of weight 10: {apart.mean():+.1f} po
       f" {apart.min():+.1f} to {apart.max():+.1f}")  # fmt: skip
 
 # %% [markdown]
-# Here is negative transfer through attention, with nothing beside it. Every seed loses points across tasks, and not one of them loses anything within. What
+# In {numref}`fig-13-frozen` there is negative transfer through attention, with nothing beside it. Every seed loses points across tasks, and not one of them loses anything within. What
 # happens is what {numref}`fig-13-reach` draws: the loud loss reaches the other task's decoder and teaches it to serve the normals. And the last row says what it is that
 # hurts. True normals do it as well as wrong ones: not a bad teacher but a loud one takes the decoder away. At the weight that the
 # field gives to normals wrong ones do no more harm than true ones. But even there, on a frozen encoder, segmentation is a point better off alone, with every seed. So the paper
@@ -1215,7 +1215,7 @@ for (block, name), (value, half) in ours.items():
     )
 
 # %% [markdown]
-# (The last column judges the paper's claim that tasks are better without interaction, not its single numbers.)
+# (The last column of {numref}`fig-13-table1` judges the paper's claim that tasks are better without interaction, not its single numbers.)
 #
 # On our side nearly all of it is noise. What does leave the noise, leaves it to the side of the paper. A few seeds at this size show no
 # harm done by attention across tasks, and no good either; they could have missed differences as small as the paper's.
@@ -1246,7 +1246,7 @@ print("from 75.15    ", mended)
 
 # %% [markdown]
 # Baseline 75.15, then. With it Δm means the same there and here, the gain over single-task networks (ours are
-# [chapter 3](../part1_foundations/03_one_encoder_many_heads.ipynb)'s). Two more comparisons need no table: the six
+# [chapter 3](../part1_foundations/03_one_encoder_many_heads.ipynb)'s). Two more comparisons in {numref}`fig-13-sweeps` need no table: the six
 # maps of Eq. 6 against one, and the equations as they are printed against ours.
 
 # %%

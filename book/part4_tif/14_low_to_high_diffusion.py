@@ -43,7 +43,7 @@ S = len(inside["image"])
 
 # %% [markdown]
 # `book/results/make_tif_diffusion.py` has looked into trained networks for this chapter. In one of them all four scales
-# attend for themselves, which the paper avoids. It shows what there would be to borrow. An `Affinity` is the object of
+# attend for themselves, which the paper avoids. It shows what there would be to borrow ({numref}`fig-14-first`). An `Affinity` is the object of
 # [chapter 13](13_self_feature_distillation.ipynb): queries and keys, whose products say how much every token wants of every
 # other; a softmax makes weights of them.
 
@@ -139,7 +139,7 @@ scale_bar(figure, axes, shown)
 # ```
 #
 # The first grows with the number of tokens, the second with its square. Take the paper's Swin-T on images of 448 × 576, with four tasks
-# and 96 channels at all scales. torch counts what the library's module really does.
+# and 96 channels at all scales. torch counts what the library's module really does ({numref}`fig-14-cost`).
 
 # %%
 from torch.utils.flop_counter import FlopCounterMode
@@ -196,7 +196,7 @@ print(f"scale 0 against scale 3: {tokens:.0f} times the tokens,"
 # spread over the tokens.
 #
 # The first question: what share of the weight do the most attended tokens hold? The record has it for the network above, in which all scales
-# attend, and for one before training.
+# attend, and for one before training ({numref}`fig-14-held`).
 
 # %%
 held = inside["held"]  # (runs + 1, 4, T, 101): by the top 0, 1, … 100 %
@@ -314,7 +314,7 @@ torch.testing.assert_close(U @ A @ U.T, both)
 # %% [markdown]
 # It is tempting to take the matrix for a picture, and resize that: one line, the right shape, and wrong. In the flattened order the last
 # token of a line stands beside the first of the next, at the other side of the image, and the one below is four
-# places away.
+# places away. {numref}`fig-14-enlarge` shows both ways.
 
 # %%
 as_picture = F.interpolate(A[None], (64, 64), mode="bilinear")[0]  # (T, 64, 64)
@@ -415,7 +415,7 @@ for axis, task, wanted in zip(axes[1:], tasks, scattered.view(T, 8, 8)):
 scale_bar(figure, axes, shown, "times")
 
 # %% [markdown]
-# To send is not absurd: it would write on each token how interesting it is to the others. But the text speaks of attention maps, and the
+# What becomes of a constant map is {numref}`fig-14-scatter`. To send is not absurd: it would write on each token how interesting it is to the others. But the text speaks of attention maps, and the
 # mean is what attention takes. The library gathers, and scatters with `diffusion="scatter"`; both are measured below.
 
 # %%
@@ -617,7 +617,7 @@ for part in ("Eqs. 11 and 12", "scale 1"):
     print(f"{part}: by factors {factors / matrix:.2f} of the matrix's memory")
 
 # %% [markdown]
-# Attention at the high scales takes more than four times as long as diffusion. It does not take much more memory, for the reason given above: torch's kernel works through the
+# Attention at the high scales takes more than four times as long as diffusion ({numref}`fig-14-benchmark`). It does not take much more memory, for the reason given above: torch's kernel works through the
 # matrix in pieces. How much that saves says the last line, for a single attention at scale 1. The line before it is a caution: in Eq. 12 values and keys have different
 # widths, for which the kernel on a CPU builds the matrix after all, and the factors come on top. With 1,008 tokens that is little.
 #
@@ -625,7 +625,7 @@ for part in ("Eqs. 11 and 12", "scale 1"):
 #
 # What costs little should still be worth something. Choose a scene, a task and a pixel, and compare what the pixel's token attends to at scale 0 with
 # what it would be lent: for the network in which all scales attend, its own four scales and Eq. 11 of its two coarse ones;
-# and for the network with LTHD, what its high scales get in fact.
+# and for the network with LTHD, what its high scales get in fact. {numref}`fig-14-explorer` keeps one such view.
 
 
 # %%
@@ -707,7 +707,7 @@ assert ratio["each token itself"] > ratio["equal weights"]
 #
 # The paper's Fig. 7 shows a few photographs in which the segmentation is better with LTHD than without. Which photographs, is for the authors to
 # choose. We let a rule choose: of the hundred validation scenes, the one that LTHD helps most (in pixels with the right class), the one in the middle,
-# and the one it harms most. Both networks are those of seed 0.
+# and the one it harms most. Both networks are those of seed 0 ({numref}`fig-14-pictures`).
 
 # %%
 right = inside["right"]  # (2, seeds, 100) without, with
@@ -755,7 +755,7 @@ assert abs(gains.mean(axis=1)).max() < 0.2
 #
 # Everything is there now. SAFF enriches the four scales ([chapter 12](12_scale_attentive_fusion.ipynb)); a 3 × 3 convolution per task makes
 # the task's own maps of them; SFD refines the coarse two and hands on affinities ([chapter 13](13_self_feature_distillation.ipynb)); LTHD
-# refines the fine two; and one FeatureFuse joins them.
+# refines the fine two; and one FeatureFuse joins them ({numref}`fig-14-flow`).
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-14-flow", "caption": "TIF as the library builds it for vit_nano and six tasks, with the shapes that anatomy() returns. Left of the dashed line everything is shared; right of it tasks never meet. Dotted: the affinities, which only go from coarse to fine."}, "image": {"alt": "A flow diagram of four rows, one for each scale. A picture enters four boxes of the backbone's maps; crossing arrows lead to four boxes of SAFF. After a dashed vertical line, stacks of six sheets for the tasks: the two lower rows lead through SFD, the two upper ones through LTHD, with dotted arrows from SFD up to LTHD. All end in one stack called FeatureFuse, and in six pictures."}}
 from matplotlib.patches import FancyBboxPatch
@@ -1159,7 +1159,7 @@ print("low width of Swin-T by Table 8:", *searched["table8"]["widths"])
 # %% [markdown]
 # With one width for all scales nothing fits, whatever the boxes hold. With two widths, many hundreds of structures do. One width is pinned as well, by Table 8: across
 # tasks each task has one key map, by itself $N = 4$, and the difference of 0.22 M parameters is $2 \cdot 4 \cdot 3\, C^2$ for
-# two scales, four tasks and three maps more. Only $C = 96$ gives it. What stays open is how a model divides its size between the scales:
+# two scales, four tasks and three maps more. Only $C = 96$ gives it. What stays open is how a model divides its size between the scales ({numref}`fig-14-widths`):
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-14-widths", "caption": "With the library's structure: all pairs of widths with which every published number of a backbone comes out within 3 %. Rings: the library's choice."}, "image": {"alt": "Three clouds of dots in a plane of the width at scales 0 and 1 and the width at scales 2 and 3: a handful for HRNet18 and Swin-T, and a long falling band for Swin-L. A ring lies in each."}}
 figure, axis = plt.subplots(figsize=(7.5, 2.9))
@@ -1221,7 +1221,7 @@ for name, options in decoders.items():
     print(f"  {name:34}{size / 1e6:10.0f} M{macs / 1e9:12.0f}")
 
 # %% [markdown]
-# (MLoRE's parameters are those of training, its operations those of the fused form.) And on Dollhouse, with the recorded runs of this book:
+# (MLoRE's parameters are those of training, its operations those of the fused form.) And on Dollhouse, with the recorded runs of this book, {numref}`fig-14-decoders`.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-14-decoders", "caption": "Δm over single-task networks on the easy Dollhouse at 64 × 64, 300 steps. A dot for each seed, the mean, and its 95 % interval from the spread pooled within each part's runs. TaskExpert stands on another encoder, with twelve blocks instead of three."}, "image": {"alt": "Six rows with dots for the seeds, a mean and an interval: the baseline, MLoRE as its text has it, MLoRE as released, TIF, TIF without its three modules, and, in grey, TaskExpert with a deeper encoder."}}
 files = {

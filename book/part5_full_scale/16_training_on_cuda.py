@@ -156,7 +156,7 @@ for name in {field.name for field in fields(recipe)} & set(settings):
 # \eta_i = \eta_0 \left(1 - \frac{i}{I}\right)^{0.9}, \qquad i = 0, \dots, I - 1,
 # ```
 #
-# where $i$ is the step, $I$ the number of all steps and $\eta_0$ the rate at the start. It is a function of $i$ alone and keeps no state. That is half of
+# where $i$ is the step, $I$ the number of all steps and $\eta_0$ the rate at the start. It is a function of $i$ alone ({numref}`fig-16-poly`) and keeps no state. That is half of
 # what makes a run resumable.
 
 # %% mystnb={"figure": {"name": "fig-16-poly", "caption": "The learning rates of two recipes over their own lengths, each as a share of its start. The power 0.9 keeps a little above the straight line (dotted) and ends at zero."}, "image": {"alt": "Two slightly bent curves from 1 down to 0, one ending at 40 thousand steps and one at 50 thousand, each just above a dotted straight line."}}
@@ -268,7 +268,7 @@ print(f"eight images keep {ratio:.0f} times as much as two")
 
 # %% [markdown]
 # Now the same without running anything. The library *rehearses* a step: tensors that have a shape and a storage but no content go through model, loss and
-# gradient, and a watcher adds up the storages that are alive (`mlore_edu/training/rehearsal.py`). For the model at hand both ways must agree.
+# gradient, and a watcher adds up the storages that are alive (`mlore_edu/training/rehearsal.py`). For the model at hand both ways must agree; {numref}`fig-16-kept` says what it is that lies there.
 
 # %%
 from mlore_edu.training.rehearsal import rehearse
@@ -294,7 +294,7 @@ axis.set(xlabel="MiB", xlim=(0, left), yticks=[])
 _ = figure.legend(loc="outside upper center", ncols=5, fontsize=8.5)
 
 # %% [markdown]
-# A rehearsal needs no memory and no GPU, so every recipe has had one, at its true size, and `mlore_edu/training/budgets.json` holds what was found.
+# A rehearsal needs no memory and no GPU, so every recipe has had one, at its true size, and `mlore_edu/training/budgets.json` holds what was found ({numref}`fig-16-memory`).
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-16-memory", "caption": "Estimated memory of a training step at the papers' settings (fp32; batch 4, TIF 8), at its worst moment. Rehearsed, not measured. The dashed line is the memory of an RTX 3090."}, "image": {"alt": "Horizontal stacked bars for nine models. Weights, gradients and optimiser are the smaller pieces, what is kept for the way back the largest. They range from a few gibibytes with ViT-S to more than twenty with the largest Swin, whose bar passes the dashed line at twenty-four."}}
 from mlore_edu.training.budget import stored_budget
@@ -413,7 +413,7 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
 
 # %% [markdown]
 # bf16 keeps the range of fp32 and gives up precision; fp16 keeps more precision and gives up range. Range is what dense prediction needs. A loss is a mean over all pixels of the
-# batch, so the gradient that reaches a single pixel is divided by a million. Let us send one through fp16.
+# batch, so the gradient that reaches a single pixel is divided by a million. Let us send one through fp16 ({numref}`fig-16-underflow`).
 
 # %%
 torch.manual_seed(0)
@@ -653,7 +653,7 @@ print("fused: fewer than ten:", few_calls < 10)
 # \bar{\boldsymbol\theta}_i = \beta\, \bar{\boldsymbol\theta}_{i-1} + (1 - \beta)\, \boldsymbol\theta_i ,
 # ```
 #
-# and evaluate the copy. In the words of signal processing it is a low-pass filter: a change arrives with weight $1-\beta^n$ after $n$ steps, so its memory is about $1/(1-\beta)$ steps long.
+# and evaluate the copy. In the words of signal processing it is a low-pass filter: a change arrives with weight $1-\beta^n$ after $n$ steps, so its memory is about $1/(1-\beta)$ steps long ({numref}`fig-16-ema`).
 
 # %%
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -721,7 +721,7 @@ print(" → ".join(captured[2:]))
 #
 # ### What the options make of the memory
 #
-# Of these, two save memory. The rehearsal knows both:
+# Of these, two save memory. The rehearsal knows both ({numref}`fig-16-options`):
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-16-options", "caption": "Estimated memory of MLoRE at 512×512, batch 4, with the options that save some. bf16 leaves weights, gradients and optimiser in fp32 and shrinks what is kept; checkpointing forgets most of it."}, "image": {"alt": "Two groups of four horizontal stacked bars, ViT-B and ViT-L: as it is, bf16, checkpointing, both. The piece kept for the way back shrinks from bar to bar, the others stay."}}
 from mlore_edu.training.budget import Budget
@@ -931,7 +931,7 @@ except UserError as error:
 # %% [markdown]
 # ### Who am I?
 #
-# `torchrun` starts the processes and tells each through environment variables who it is. `RANK` counts over all machines, `LOCAL_RANK` within one.
+# `torchrun` starts the processes and tells each through environment variables who it is. `RANK` counts over all machines, `LOCAL_RANK` within one ({numref}`fig-16-ranks`).
 # A process takes the GPU of its *local* rank. Code that takes `RANK` works on one machine and fails on the second, for want of a GPU of that number.
 
 
@@ -1085,7 +1085,7 @@ axis.set(xlabel="share of the step (%)")
 axis.invert_yaxis()
 
 # %% [markdown]
-# Times as short as these change from run to run. For a model of useful size `book/results/make_training_profile.py` took the step apart at its joints, backbone, decoder, heads and loss, each there and back, and measured processor time on one core of the
+# Times as short as those of {numref}`fig-16-profile` change from run to run. For a model of useful size `book/results/make_training_profile.py` took the step apart at its joints, backbone, decoder, heads and loss, each there and back, and measured processor time on one core of the
 # machine that this book was written on.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-16-shares", "caption": "Where one CPU core spends a training step of MLoRE with ViT-S at 256×256: shares of the step, there and back. Reading and augmenting the two images is drawn on the same scale."}, "image": {"alt": "Horizontal bars. For backbone, decoder and heads a shorter bar there and a longer one back; the decoder's way back is by far the longest of all, the loss, the optimiser and the loading are hardly visible."}}
@@ -1119,8 +1119,8 @@ axis.invert_yaxis()
 _ = axis.legend()
 
 # %% [markdown]
-# The decoder is what this book is about, and it is where the time goes. On a GPU the picture will be another, for two reasons that can be computed. One is arithmetic, which a GPU does hundreds of times faster; the other is the
-# *number* of operations, each of which has to be asked for.
+# The decoder is what this book is about, and it is where the time goes ({numref}`fig-16-shares`). On a GPU the picture will be another, for two reasons that can be computed. One is arithmetic, which a GPU does hundreds of times faster; the other is the
+# *number* of operations, each of which has to be asked for. {numref}`fig-16-parts` counts both.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-16-parts", "caption": "The papers' models at 512×512. Left: multiply-accumulates of one image by part. Right: operations asked for in one training step, there (pale) and back (dark); views are not counted, and the optimiser is left out."}, "image": {"alt": "Two groups of horizontal bars for eleven models. Left, stacked bars of backbone, decoder and heads, from less than a hundred to nearly eight hundred. Right, one to three thousand operations a step, the baseline the fewest and MLoRE with ViT-S the most."}}
 chosen = {
@@ -1336,7 +1336,7 @@ place.cleanup()
 
 # %% [markdown]
 # The paper's whole run is the line from above, `mlore-edu train pascal_mlore_vit_base`, started in the repository's folder after chapter 15's three commands. The number it reports is
-# that of the **last** iteration. To report the best of several evaluations instead would be to choose on the images that judge, as there is no third split.
+# that of the **last** iteration. Its log looks like that of {numref}`fig-16-log`. To report the best of several evaluations instead would be to choose on the images that judge, as there is no third split.
 #
 # (not-run)=
 # ## What was run, and what not

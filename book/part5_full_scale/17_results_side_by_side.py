@@ -534,7 +534,7 @@ trained = [one for one in judged if one.ours and one.claim.sweep != "counts"]
 forest(trained)
 
 # %% [markdown]
-# The widget shows one paper at a time; choose a verdict to see what is behind a number of the tally.
+# The widget shows one paper at a time; choose a verdict to see what is behind a number of the tally. {numref}`fig-17-taskexpert` is one of its views.
 
 
 # %%
@@ -708,7 +708,7 @@ print(f"mean τ with the papers: {mean(taus):+.2f}")
 #
 # ### Units
 #
-# What is a "G"? Count the same network in $10^9$ and in $2^{30}$, and see in which unit it is what the paper prints. 2³⁰ is 7 % larger than 10⁹.
+# What is a "G"? Count the same network in $10^9$ and in $2^{30}$, and see in which unit it is what the paper prints ({numref}`fig-17-units`). 2³⁰ is 7 % larger than 10⁹.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-17-units", "caption": "Printed FLOPs divided by ours, for every row that we can count, in both units. In its paper's own unit a row lies at 1."}, "image": {"alt": "Two rows of dots. In units of two to the thirty MLoRE's dots lie at one and the others a few percent below; in units of ten to the nine TaskExpert's and TIF's dots lie at one and MLoRE's seven percent below."}}
 figure, axis = plt.subplots(figsize=(7.5, 2.1))
@@ -843,7 +843,7 @@ for i, task in enumerate(PASCAL):
     )
 
 # %% [markdown]
-# What a difference half a hundredth makes. If the gains were computed from more digits than are printed, they tell next to nothing: the light region reaches beyond 100 %. Everything rests on the hypothesis that the authors put the *printed* metrics into the formula. But a hypothesis can be tested: had they
+# What a difference half a hundredth makes ({numref}`fig-17-region`). If the gains were computed from more digits than are printed, they tell next to nothing: the light region reaches beyond 100 %. Everything rests on the hypothesis that the authors put the *printed* metrics into the formula. But a hypothesis can be tested: had they
 # not, the gains recomputed from printed metrics would miss the printed ones, and by how much is easy to simulate.
 
 # %%
@@ -952,7 +952,7 @@ for task in me.NYUD_V2:
     print(f"{task.name:8} printed {base[task.name]:<8} allowed by all six: {words}")
 
 # %% [markdown]
-# Only one of the four can be repaired, and its value is pinned to two digits: 75.15, where the paper prints 65.15, three times. A six for a seven. With it the baseline is no longer ten points behind in boundaries, and what looked like a leap of twelve points is one of two and a half.
+# Only one of the four can be repaired ({numref}`fig-17-odsf`), and its value is pinned to two digits: 75.15, where the paper prints 65.15, three times. A six for a seven. With it the baseline is no longer ten points behind in boundaries, and what looked like a leap of twelve points is one of two and a half.
 #
 # ## What it means, and what it does not
 #

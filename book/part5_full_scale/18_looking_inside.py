@@ -162,7 +162,7 @@ assert stored <= 8e6
 # %% [markdown]
 # (Columns in the order of the tasks: segmentation, human parts, saliency, normals in degrees, depth in metres,
 # boundaries. They are not a comparison of decoders: the budgets differ, and there is one seed. For that see [chapter 17](17_results_side_by_side.ipynb).)
-# That a file gives what is said of it can be checked on a few scenes here, and on all of them with the option `--verify`
+# What they say of one scene is {numref}`fig-18-predictions`. That a file gives what is said of it can be checked on a few scenes here, and on all of them with the option `--verify`
 # of the script.
 
 # %%
@@ -212,7 +212,7 @@ _ = plots.show_grid(rows, ("labels", *names))
 # a_{t,n} = \frac{1}{S k} \sum_s [\, g_{s,t,n} > 0 \,] .
 # ```
 #
-# The first asks how much is taken, the second how often anything is. Where a task always uses the same nine experts,
+# The first asks how much is taken, the second how often anything is ({numref}`fig-18-relations`). Where a task always uses the same nine experts,
 # all of their shares are equal, however different the gates.
 
 # %%
@@ -306,7 +306,7 @@ statistics = {
 
 # %% [markdown]
 # (The *load* of an expert is the sum of its column, what all tasks together take from it.) Now shuffle a thousand times, and see
-# between which bounds 95 % of the results lie.
+# between which bounds 95 % of the results lie ({numref}`fig-18-nulls`).
 
 
 # %%
@@ -341,7 +341,7 @@ for row, (which, matrices) in zip(axes, (("the paper", theirs), ("ours", ours)))
             axis.set_title(name, fontsize=9)
 
 # %% [markdown]
-# And the last module alone, of which the sentence was said?
+# And the last module alone, of which the sentence was said? It is the orange one in {numref}`fig-18-ranks`.
 
 # %%
 last = theirs[-1:]
@@ -562,7 +562,7 @@ assert abs(null).max() < 0.02
 #
 # In TIF {cite}`tif2024` each task has attention of its own, on the two coarse scales. [Chapter
 # 14](../part4_tif/14_low_to_high_diffusion.ipynb) drew it for one task at four scales; here it is for all tasks, on the
-# image, for a token of the person and for one of the wall beside.
+# image, for a token of the person and for one of the wall beside ({numref}`fig-18-listens`).
 
 # %%
 tif = models["tif"]
@@ -728,7 +728,7 @@ for axis, ((state, i), values) in zip(axes, distance.items()):
 _ = axes[0].set_yticks(range(T), short, fontsize=8)
 
 # %% [markdown]
-# Training has moved the tasks apart, more than three times as far as random weights put them: that is learned. That the tasks are
+# Training has moved the tasks apart ({numref}`fig-18-distances`), more than three times as far as random weights put them: that is learned. That the tasks are
 # nearer to each other at one scale than at the other is not so clear. By *this* distance they are further apart at scale 3,
 # the other way round than in the paper and than by chapter 13's distance between features; and so they were before training, when nobody
 # had learned anything. An order of two scales can come from the number of tokens, from the width or from how the
@@ -838,7 +838,7 @@ for row, (title, model) in zip(axes, rows.items()):
         bare(axis, coloured(stacked(decoded(model, image))[0, t], basis, tint))
 
 # %% [markdown]
-# Three rows, three impressions, of which none is wrong and each could mislead. In a basis of its own every task fills the whole
+# Three rows in {numref}`fig-18-pca`, three impressions, of which none is wrong and each could mislead. In a basis of its own every task fills the whole
 # range of colours, whether its features vary much or little, and the same colour in two pictures means nothing at all. In
 # the common basis colours can be compared, and the tasks with the largest numbers get the best of them. And *before training*
 # the room is in the picture, too: random filters keep outlines. That an object can be recognised in a feature map is no
@@ -908,7 +908,7 @@ for n in tasks.names:
 #
 # Choose a scene, a task and a place in the image, and see what the three decoders do for it: MLoRE's gates in its last
 # module; the gates of TaskExpert in the module that follows the scenes most for this task; and TIF's attention at its two
-# coarse scales.
+# coarse scales. {numref}`fig-18-explorer` shows where you start.
 
 
 # %%
