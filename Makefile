@@ -11,13 +11,14 @@ test check unit notebooks book: export OMP_NUM_THREADS = 1
 test check unit notebooks book: export PYTHONHASHSEED = 0
 # (no MPLBACKEND here: with agg a notebook shows no figures)
 
-.PHONY: help lab test check lint unit notebooks book book-check chapters train clean
+.PHONY: help lab test check lint unit notebooks book book-check pdf chapters train clean
 
 help:
 	@echo "make lab [ARGS=--no-browser]   open the book in JupyterLab"
 	@echo "make test                      lint, types, unit tests, notebooks, the built book"
 	@echo "make check                     lint, types and fast unit tests (under two minutes)"
 	@echo "make book                      build the HTML book into _build/html"
+	@echo "make pdf                       print that book into _build/pdf/mlore-edu.pdf (needs Chromium)"
 	@echo "make chapters [ONLY=01]        run the chapters again and save their outputs"
 	@echo "make train RECIPE=...          train a recipe (mlore-edu recipes lists them)"
 	@echo "make clean                     remove the environment and what was built; data and runs stay"
@@ -55,6 +56,9 @@ notebooks: $(READY)
 
 book: $(READY)
 	$(BIN)/jupyter-book build book -n -W --keep-going --all --quiet
+
+pdf: book
+	$(BIN)/python book/print/make_pdf.py
 
 book-check: book
 	$(BIN)/python -m pytest tests -m "book or browser" --durations=5

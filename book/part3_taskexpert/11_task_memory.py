@@ -1065,7 +1065,7 @@ print(
 
 # %% [markdown]
 # and fixed fractions of any width miss some number widely. Thirdly, whether G is $10^9$ or $2^{30}$, and whether the products inside attention are
-# counted, cannot be told from how well the numbers fit. But only one of the four readings puts $D$ of ViT-B at the backbone's own 768:
+# counted, cannot be told from how well the numbers fit. With these widths the published networks divide as in {numref}`fig-11-cost`. But only one of the four readings puts $D$ of ViT-B at the backbone's own 768:
 
 # %%
 for reading in searched["readings"]:

@@ -19,8 +19,9 @@ async (css) => {
 
   const readArticle = async (path) => {
     const article = (await load(path)).querySelector("article.bd-article");
-    for (const extra of article.querySelectorAll(".headerlink, script, details > summary")) extra.remove();
-    for (const fold of article.querySelectorAll("details")) fold.open = true;
+    for (const extra of article.querySelectorAll(".headerlink, script, summary")) extra.remove();
+    for (const code of article.querySelectorAll("details.above-input")) code.remove(); // how a figure is drawn
+    for (const fold of article.querySelectorAll("details")) fold.replaceWith(...fold.childNodes);
     for (const named of article.querySelectorAll("[id]")) named.id = `${anchor(path)}--${named.id}`;
     for (const image of article.querySelectorAll("img")) {
       image.loading = "eager";
@@ -50,13 +51,14 @@ async (css) => {
     enter(article.id, article.querySelector("h1").textContent.trim(), "page");
     if (/\/part\d_/.test(path)) {
       for (const heading of article.querySelectorAll("h2")) {
+        if (/^(What you will|Exercises|Takeaways)/.test(heading.textContent)) continue; // every chapter has them
         enter(heading.closest("section").id, heading.textContent.trim(), "section");
       }
     }
   };
 
   await add("/index.html");
-  const added = new Set(["/index.html"]);
+  const added = new Set(["/", "/index.html"]);
   for (const entry of entries) {
     if (entry.matches("p")) {
       const caption = entry.textContent.trim();
@@ -74,6 +76,7 @@ async (css) => {
   document.body.replaceChildren(main);
   await MathJax.startup.promise;
   await MathJax.typesetPromise();
+  for (const hidden of main.querySelectorAll("mjx-assistive-mml")) hidden.remove(); // or printing takes twice as long
   for (const box of main.querySelectorAll("div.math")) {
     const formula = box.querySelector("mjx-container");
     if (!formula) continue;

@@ -1,7 +1,7 @@
 """Print the built HTML book into one PDF, `_build/pdf/mlore-edu.pdf`, with headless Chromium: `make pdf`.
 
 The pages are joined in the browser (`join.js`), so that figures, equations and numbers are those of the site, and links
-lead from page to page of the PDF. It is printed twice: the first time tells on which page every entry of the contents
+lead from page to page of the PDF. Code that is folded away on the site, which draws figures, is left out. It is printed twice: the first time tells on which page every entry of the contents
 stands, the second time says so.
 """
 
@@ -83,9 +83,7 @@ def print_book(chromium) -> int:
     page.set_default_timeout(0)
     page.emulate_media(media="screen", color_scheme="light")
     page.goto(f"http://127.0.0.1:{server.server_port}/{FIRST}")
-    page.evaluate(
-        (HERE / "join.js").read_text(), (HERE / "print.css").read_text()
-    )
+    page.evaluate((HERE / "join.js").read_text(), (HERE / "print.css").read_text())
     margin = {"top": "18mm", "bottom": "20mm", "left": "18mm", "right": "18mm"}
     settings = {
         "format": "A4",
