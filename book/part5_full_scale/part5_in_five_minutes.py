@@ -176,3 +176,4 @@ print(len(claims), "claims of four papers judged")
 # - [Chapter 16](16_training_on_cuda.ipynb): recipes, memory, several GPUs, resuming.
 # - [Chapter 17](17_results_side_by_side.ipynb): every table, and every claim with its verdict.
 # - [Chapter 18](18_looking_inside.ipynb): four trained networks, beside networks that cannot know.
+# - [Chapter 19](19_your_own_images.ipynb): pictures of any kind, metres of another camera, sharing, ONNX, a page in the browser.
