@@ -355,7 +355,7 @@ assert usual["semseg"] > lying["semseg"] + 20
 #
 # the same for both sides, so that a square stays a square. What is left of the frame is padded, half on either side, with the value 0 *after*
 # normalisation, which is ImageNet's mean colour. An image that is smaller than the frame does not shrink, and gets more padding. (`--enlarge` allows
-# $s > 1$.)
+# $s > 1$; in Python, `enlarge=True`.)
 
 
 # %%
@@ -698,7 +698,7 @@ _ = axis.legend()
 # %% [markdown]
 # It does not. This network says about the same metres whether the camera zooms in or not. Its rooms are much alike, the walls behind are
 # always some metres away, and to know *that* it needs no geometry. Nobody taught it any: the field's augmentation with its random scale would
-# have shown it the same person larger with a label that is nearer, and flips do not. So `focal_ratio` is an option for you to decide, not a default:
+# have shown it the same person larger with a label that is nearer, and flips do not. (Whether that is enough, we have not tried.) So `focal_ratio` is an option for you to decide, not a default:
 # it repairs a network that measures size, and spoils one that knows its rooms. If you have a handful of pictures with a tape measure's truth, you can draw
 # {numref}`fig-19-focal` yourself.
 #
@@ -866,7 +866,7 @@ assert abs(sure["easy"] - hit["easy"]) < 0.05 < 0.3 < sure["full"] - hit["full"]
 # me.save_pretrained(model, "mlore_pascal")  # from now on: mlore-edu predict mlore_pascal ...
 # ```
 #
-# The authors' code is under CC BY-NC, so do not sell what you build on their weights. Neither way was walked to its end here:
+# The authors' code, with which the checkpoints come, is under CC BY-NC (not for commercial use); read it before you build on their weights. Neither way was walked to its end here:
 # neither data nor checkpoints were within reach of the machines that this book was written on. What could be tested without
 # them is ([chapter 9](../part2_mlore/09_mlore_assembled.ipynb)).
 #
@@ -893,7 +893,7 @@ card = (folder / "README.md").read_text()
 print(card[card.index("# ") : card.index("```python")].strip())
 
 # %% [markdown]
-# `hf upload OWNER/NAME shared` puts the three files on the Hugging Face Hub, and then `me.from_pretrained("OWNER/NAME")` loads them anywhere. Before you
+# `hf upload OWNER/NAME shared` puts the three files on the Hugging Face Hub, and then `me.from_pretrained("OWNER/NAME")` loads them anywhere. (Without a network we tried neither here; the tests put a stand-in in the Hub's place.) Before you
 # do, read the card's last section. Weights carry the terms of the data they learned from. Dollhouse has none but the book's own; the photographs and
 # labels of PASCAL-Context and NYUD-v2 do, and it is you who publishes.
 #
@@ -1064,7 +1064,7 @@ display.Image("../figures/demo.png", width=750)
 # | `… is no image that Pillow can read` | an error page, a RAW or HEIC file | open it with a viewer; save it as JPEG or PNG |
 # | `… is damaged` | an interrupted download or a bad disk | fetch it again |
 # | `… is there already and not an empty folder` | nothing is overwritten | another `--out` |
-# | answers mirror nothing in the picture | weights from another world ({numref}`fig-19-photo`) | weights that learned from pictures like yours |
+# | clear answers that have nothing to do with the picture | weights from another world ({numref}`fig-19-photo`) | weights that learned from pictures like yours |
 # | good in the middle, specks at the borders | padding that training never showed | `--enlarge` for small pictures; squares; train with `--augmentation field` |
 # | right shapes, metres off by a factor | another camera | measure the factor, {numref}`fig-19-focal`; then `--focal-ratio` |
 # | a film flickers | each picture is answered alone | average scores over neighbouring pictures |
