@@ -116,8 +116,8 @@ def bare(axis, picture, title=""):
 # - tell confidence from being right, and choose weights that fit your pictures.
 #
 # *Before you start:* [chapter 1](../part1_foundations/01_five_answers_from_one_image.ipynb) for the answers and their units,
-# [chapter 8](../part2_mlore/08_reparameterisation.ipynb) for the fused model. *Time:* about 40 minutes of reading; the cells run in less than
-# one on two CPU cores, and no network connection is needed.
+# [chapter 8](../part2_mlore/08_reparameterisation.ipynb) for the fused model. *Time:* 45 minutes of reading, half a minute
+# of running. *Hardware:* two CPU cores, 4 GB of memory; no GPU, no download.
 #
 # ## One command
 #
