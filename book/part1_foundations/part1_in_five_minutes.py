@@ -23,7 +23,7 @@
 #
 # *Before you start:* nothing. *Time:* 5 minutes of reading, ten seconds of running. *Hardware:* two CPU cores, 4 GB of memory; no GPU, no download.
 
-# %%
+# %% tags=["hide-input"]
 import json
 from pathlib import Path
 
@@ -140,7 +140,7 @@ _ = axis.legend(loc="upper left")
 # %% [markdown]
 # ## In numbers
 
-# %%
+# %% tags=["hide-input"]
 stored = json.loads((results / "counts.json").read_text())["models"]
 counted = stored["baseline, ViT-B"]["parameters"]
 printed = published.table("mlore", 2).row(setting="Baseline")

@@ -24,7 +24,7 @@
 # *Before you start:* [Part I in five minutes](../part1_foundations/part1_in_five_minutes.ipynb). *Time:* 5 minutes of reading, ten seconds of
 # running. *Hardware:* two CPU cores, 4 GB of memory; no GPU, no download.
 
-# %%
+# %% tags=["hide-input"]
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -151,7 +151,7 @@ _ = figure.legend(loc="outside right upper")
 # %% [markdown]
 # ## In numbers
 
-# %%
+# %% tags=["hide-input"]
 here, there = counted["mlore, ViT-B"], printed.row(setting="+ SPE")
 print(f"ViT-B: {here['parameters']:.1f} M weights counted,", end=" ")
 print(f"{there['parameters']:.0f} M printed")

@@ -25,7 +25,7 @@
 # *Before you start:* [Part I in five minutes](../part1_foundations/part1_in_five_minutes.ipynb). *Time:* 5 minutes of reading, ten seconds of
 # running. *Hardware:* two CPU cores, 4 GB of memory; no GPU, no download.
 
-# %%
+# %% tags=["hide-input"]
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -147,7 +147,7 @@ _ = figure.legend(loc="outside right upper")
 # %% [markdown]
 # ## In numbers
 
-# %%
+# %% tags=["hide-input"]
 stored = json.loads((results / "counts.json").read_text())["models"]
 here, there = (
     stored["taskexpert, ViT-B"],

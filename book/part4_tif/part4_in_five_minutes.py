@@ -24,7 +24,7 @@
 # *Before you start:* [Part I in five minutes](../part1_foundations/part1_in_five_minutes.ipynb). *Time:* 5 minutes of reading, ten seconds of
 # running. *Hardware:* two CPU cores, 4 GB of memory; no GPU, no download.
 
-# %%
+# %% tags=["hide-input"]
 import json
 from pathlib import Path
 
@@ -144,7 +144,7 @@ _ = axes[0].set_ylabel("mIoU (%)")
 #
 # ## In numbers
 
-# %%
+# %% tags=["hide-input"]
 stored = json.loads((results / "counts.json").read_text())["models"]
 for kind in ("self", "cross"):
     printed = published.table("tif", 8).row(distillation=f"{kind.title()}-distill")

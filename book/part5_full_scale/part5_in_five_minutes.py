@@ -24,7 +24,7 @@
 # *Before you start:* [Part I in five minutes](../part1_foundations/part1_in_five_minutes.ipynb). *Time:* 5 minutes of reading, ten seconds of
 # running. *Hardware:* two CPU cores, 4 GB of memory; no GPU, no download.
 
-# %%
+# %% tags=["hide-input"]
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -156,7 +156,7 @@ assert all(torch.equal(answers[task], again[task]) for task in tasks.names)
 #
 # ## In numbers
 
-# %%
+# %% tags=["hide-input"]
 sizes = {
     "mlore, ViT-L": published.table("mlore", 5).row(method="MLoRE"),
     "taskexpert, ViT-B": published.table("taskexpert", 2).row(variant="ViT-B"),
