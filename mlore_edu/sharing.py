@@ -258,9 +258,10 @@ def _row(task: Task, metrics: Mapping[str, float] | None) -> str:
 LICENCES = {
     "Dollhouse": "Dollhouse is rendered by the library itself (Apache-2.0); weights trained on it alone carry no "
     "licence of others.",
-    "PASCAL-Context": "The images of PASCAL VOC come from Flickr and are subject to its terms; the labels are given "
-    "for research. Do not take these weights for cleared for commercial use.",
-    "NYUD-v2": "NYU Depth V2 is given for research by its authors, without a licence for commercial use.",
+    "PASCAL-Context": "The images of PASCAL VOC and the labels that others added to them have terms of their own; read "
+    "them before you publish weights trained on them, or use such weights for money.",
+    "NYUD-v2": "NYU Depth V2 has terms of its own; read them before you publish weights trained on it, or use such "
+    "weights for money.",
 }
 """What a card says about the data, by task set."""
 
@@ -294,7 +295,8 @@ image into the model's frame.
 
 {licence}
 An encoder that began with published weights, and a decoder loaded from somebody else's checkpoint, carry their
-licences too (the checkpoints of MLoRE's authors: CC BY-NC). The library itself is Apache-2.0.
+licences too (the code of MLoRE's authors, with which their checkpoints come, is CC BY-NC). The library itself is
+Apache-2.0.
 
 Trained on one data set, the model knows that data set's rooms, streets and cameras: expect less of it elsewhere.
 """

@@ -13,6 +13,7 @@ from tests import (
     test_exercises_ch16,
     test_exercises_ch17,
     test_exercises_ch18,
+    test_exercises_ch19,
 )
 
 CHAPTERS = (
@@ -25,6 +26,7 @@ CHAPTERS = (
     test_exercises_ch16,
     test_exercises_ch17,
     test_exercises_ch18,
+    test_exercises_ch19,
 )
 ANSWERS = {check: answers for chapter in CHAPTERS for check, answers in chapter.ANSWERS.items()}
 """For each self-check its right answer and typical wrong ones, as the chapters' own tests list them."""

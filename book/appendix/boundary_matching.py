@@ -96,7 +96,8 @@ for axis, picture, title in zip(
 # - choose a variant of the protocol by name, and know by how much it moves odsF;
 # - judge a reference implementation that you may run but not read.
 #
-# You need chapter 2's section on boundaries. Reading takes about 25 minutes, running it half a minute, on two CPU cores and without a network connection.
+# *Before you start:* chapter 2's section on boundaries. *Time:* 30 minutes of reading, ten seconds of running. *Hardware:* two CPU cores, 4 GB of memory;
+# no GPU, no download.
 
 # %% [markdown]
 # ## Near is not enough

@@ -76,8 +76,8 @@ look(room)
 # - flip, zoom, crop and pad an image together with its labels without spoiling any of them;
 # - name the statistics of such data that decide how losses and metrics must be built.
 #
-# You need Python, numpy and the geometry of vectors. Reading takes about 40 minutes, running it less than one, on two CPU cores and without
-# a network connection.
+# *Before you start:* Python, numpy and the geometry of vectors. *Time:* 45 minutes of reading, a quarter of a minute of running.
+# *Hardware:* two CPU cores, 4 GB of memory; no GPU, no download.
 
 # %% [markdown]
 # ## Three sets of questions

@@ -77,8 +77,8 @@ for name, picture in (("A", by_a), ("B", by_b)):
 # - recognise ten choices of protocol that change published numbers, and say by how much most of them do;
 # - read a $\Delta_m$ without being misled, and work out the baselines behind it when a paper does not print them.
 #
-# You need chapter 1 (the tasks and their labels) and a little probability. Reading takes about 45 minutes, running it less than one, on two
-# CPU cores and without a network connection.
+# *Before you start:* chapter 1 (the tasks and their labels) and a little probability. *Time:* 45 minutes of reading, ten seconds of
+# running. *Hardware:* two CPU cores, 4 GB of memory; no GPU, no download.
 
 # %% [markdown]
 # ## Predictions before there is a model

@@ -105,9 +105,10 @@ _ = canvas.text(
 # - train all six tasks in one native PyTorch loop, and see the predictions become right;
 # - compare with six single-task networks by Δm, and tell a difference from noise.
 #
-# *Before you start:* [chapter 1](01_five_answers_from_one_image.ipynb) for the tasks and
-# [chapter 2](02_measuring.ipynb) for the metrics; convolutions, and the idea of a transformer block. *Time:* about
-# 40 minutes of reading; the cells run in less than one on two CPU cores, and much of that is training.
+# *Before you start:* [chapter 1](01_five_answers_from_one_image.ipynb) for the tasks and [chapter
+# 2](02_measuring.ipynb) for the metrics; convolutions, and the idea of a transformer block. *Time:* 40 minutes of
+# reading, three quarters of a minute of running, much of it training. *Hardware:* two CPU cores, 4 GB of memory; no
+# GPU, no download.
 
 # %% [markdown]
 # ## From pixels to four maps

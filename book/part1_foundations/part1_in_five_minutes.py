@@ -23,7 +23,7 @@
 #
 # *Before you start:* nothing. *Time:* 5 minutes of reading, ten seconds of running. *Hardware:* two CPU cores, 4 GB of memory; no GPU, no download.
 
-# %%
+# %% tags=["hide-input"]
 import json
 from pathlib import Path
 
@@ -48,6 +48,7 @@ unseen = range(VALIDATION_SEEDS, VALIDATION_SEEDS + 20)
 rooms = [me.scene(seed, 128, "easy") for seed in unseen]
 room = max(rooms, key=lambda scene: (scene.human_parts > 0).sum())
 
+# %%
 v, u = np.mgrid[:128, :128] + 0.5 - 64  # from the middle of the image, (H, W)
 focal = np.full_like(u, room.meta["focal"])
 points = room.depth * np.stack([u, -v, -focal]) / focal  # (3, H, W)
@@ -109,6 +110,7 @@ for run in json.loads((results / "chapter03.json").read_text())["runs"]:
     kind = single if len(run["tasks"]) == 1 else shared
     kind.setdefault(run["seed"], {}).update(run["metrics"])
 
+# %%
 columns = [*(tasks.subset(name) for name in tasks.names), tasks]
 
 
@@ -124,7 +126,7 @@ sharing, nothing = gains(shared, single), gains(single, single)
 assert sharing[:, -1].min() > nothing[:, -1].max()  # Δm: beyond the noise
 assert sharing.mean(axis=0).min() < 0  # and yet some tasks lose
 
-# %% mystnb={"figure": {"name": "fig-part1-gain", "caption": "What sharing gains over single-task networks: bars are means, lines reach from the worst pair of seeds to the best. Grey: how far single-task networks that differ in the seed alone are apart."}, "image": {"alt": "Seven bars in percent, for six tasks and their mean, before grey boxes around zero. Depth's bar is by far the highest and leaves its grey box. Segmentation's and human parts' point downwards. The mean is a few percent above zero, outside its small grey box."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-part1-gain", "caption": "What sharing gains over single-task networks: bars are means, lines reach from the worst pair of seeds to the best. Grey: how far single-task networks that differ in the seed alone are apart."}, "image": {"alt": "Seven bars in percent, for six tasks and their mean, before grey boxes around zero. Depth's bar is by far the highest and leaves its grey box. Segmentation's and human parts' point downwards. The mean is a few percent above zero, outside its small grey box."}}
 figure, axis = plt.subplots(figsize=(7.5, 2.6))
 x, (low, high) = np.arange(7), (nothing.min(0), nothing.max(0))
 axis.bar(x, high - low, 0.8, low, color="0.85", label="the seed alone")
@@ -138,18 +140,14 @@ _ = axis.legend(loc="upper left")
 # %% [markdown]
 # ## In numbers
 
-# %%
-counted = json.loads((results / "counts.json").read_text())["models"][
-    "baseline, ViT-B"
-]
+# %% tags=["hide-input"]
+stored = json.loads((results / "counts.json").read_text())["models"]
+counted = stored["baseline, ViT-B"]["parameters"]
 printed = published.table("mlore", 2).row(setting="Baseline")
-print(f"baseline, ViT-B: {counted['parameters']:.0f} M weights counted here,")
-print(
-    f"    {printed['parameters']:.0f} M printed; its Δm there {printed['delta_m']} %"
-)
-print(f"sharing on Dollhouse: Δm {sharing[:, -1].mean():+.1f} %,", end=" ")
-print(f"from {sharing[:, -1].min():+.1f} to {sharing[:, -1].max():+.1f}")
-assert abs(counted["parameters"] - printed["parameters"]) < 1
+print(f"baseline, ViT-B: {counted:.0f} M weights counted,", end=" ")
+print(f"{printed['parameters']:.0f} M printed; Δm printed {printed['delta_m']} %")
+print(f"sharing on Dollhouse: mean Δm {sharing[:, -1].mean():+.1f} %")
+assert abs(counted - printed["parameters"]) < 1
 
 # %% [markdown]
 # On the paper's photographs sharing costs more than it pays. To make it pay is what the decoders of the next parts are for.

@@ -145,8 +145,8 @@ _ = show_matrix(axis, relative, titles, list(filters), vmax=1, digits=2)
 # - work out what a mixture costs, and why the next chapter makes the experts thinner.
 #
 # *Before you start:* [chapter 3](../part1_foundations/03_one_encoder_many_heads.ipynb) for tasks, decoder and losses;
-# the softmax and the normal distribution. *Time:* about 40 minutes of reading; the cells run in less than one on two
-# CPU cores, most of it training.
+# the softmax and the normal distribution. *Time:* 35 minutes of reading, half a minute of running, most of it
+# training. *Hardware:* two CPU cores, 4 GB of memory; no GPU, no download.
 #
 # ## Experts and gates
 #

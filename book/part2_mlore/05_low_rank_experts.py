@@ -71,7 +71,8 @@ _ = axis.tick_params(axis="y", length=0)
 #
 # *Before you start:* [chapter 3](../part1_foundations/03_one_encoder_many_heads.ipynb) for the heads that we take apart,
 # [chapter 4](04_mixture_of_experts.ipynb) for experts and gates; matrices, their rank, and what a singular value
-# decomposition is. *Time:* about 35 minutes of reading; the cells run in less than one on two CPU cores, most of it training.
+# decomposition is. *Time:* 30 minutes of reading, half a minute of running, most of it training. *Hardware:* two CPU cores, 4
+# GB of memory; no GPU, no download.
 
 # %% [markdown]
 # ## A convolution is a matrix

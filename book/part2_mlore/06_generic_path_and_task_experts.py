@@ -127,8 +127,8 @@ show_gates(0, gates, ranks)
 # - assemble the paper's Equation 2 in twenty lines, and judge from several seeds what each path brings.
 #
 # *Before you start:* [chapter 4](04_mixture_of_experts.ipynb) for gates and [chapter 5](05_low_rank_experts.ipynb) for
-# low-rank experts; the chain rule. *Time:* about 35 minutes of reading; the cells run in less than one on two CPU cores,
-# most of it training.
+# low-rank experts; the chain rule. *Time:* 35 minutes of reading, half a minute of running, most of it training.
+# *Hardware:* two CPU cores, 4 GB of memory; no GPU, no download.
 
 # %% [markdown]
 # ## How many tasks meet in an expert?

@@ -108,8 +108,8 @@ name_tasks(axes[1, 0])
 # - compute how many tasks an expert serves by chance, and ask of any picture of routing whether it shows more than that.
 #
 # *Before you start:* [chapter 4](04_mixture_of_experts.ipynb) for gates, top-k and the balance loss; the idea of a null
-# model in statistics helps. *Time:* about 35 minutes of reading; the cells run in less than one on two CPU cores, most of it
-# the training above.
+# model in statistics helps. *Time:* 35 minutes of reading, half a minute of running, most of it the training above.
+# *Hardware:* two CPU cores, 4 GB of memory; no GPU, no download.
 
 # %% [markdown]
 # ## The router as printed

@@ -142,8 +142,8 @@ _ = canvas.text(6.85, 0.85, "sum", va="center", fontsize=8)
 # - find the slips in a table of gains by arithmetic alone.
 #
 # *Before you start:* chapters [4](04_mixture_of_experts.ipynb) to [8](08_reparameterisation.ipynb), whose parts are used
-# here without being derived again. *Time:* about 40 minutes of reading; the cells run in less than one on two CPU
-# cores. The recorded runs took hours and are read from a file.
+# here without being derived again. *Time:* 55 minutes of reading, half a minute of running. *Hardware:* two CPU cores, 4
+# GB of memory; no GPU, no download. The recorded runs took hours and are read from a file.
 #
 # ## The module
 #

@@ -24,7 +24,7 @@
 # *Before you start:* [Part I in five minutes](../part1_foundations/part1_in_five_minutes.ipynb). *Time:* 5 minutes of reading, ten seconds of
 # running. *Hardware:* two CPU cores, 4 GB of memory; no GPU, no download.
 
-# %%
+# %% tags=["hide-input"]
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -53,17 +53,18 @@ tasks, results = me.DOLLHOUSE, Path("../results")
 
 # %%
 model = me.from_pretrained("../models/mlore").eval()
-rooms = DollhouseScenes(
-    2, 128, "easy", VALIDATION_SEEDS, transform=eval_transform(128)
-)
+to_tensor = eval_transform(128)
+rooms = DollhouseScenes(2, 128, "easy", VALIDATION_SEEDS, transform=to_tensor)
 images = torch.stack([rooms[i]["image"] for i in range(2)])  # (2, 3, 128, 128)
+
+# %%
 with torch.inference_mode():
     output = model(images)
 gates = list(output.routing.values())[-1]  # (2, T, N)
 assert ((gates > 0).sum(dim=-1) == 9).all()
 assert np.corrcoef(gates.flatten(1))[0, 1] > 0.7  # the rooms hardly matter
 
-# %% mystnb={"figure": {"name": "fig-part2-gates", "caption": "Two rooms and the gates that they get: a row for each task, a column for each expert, from the lowest rank to the highest. Dark: much is taken; white: nothing."}, "image": {"alt": "Two rendered rooms, and beside each a table of six rows and fifteen columns in shades of blue. Rows differ from one another; the two tables look nearly the same."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-part2-gates", "caption": "Two rooms and the gates that they get: a row for each task, a column for each expert, from the lowest rank to the highest. Dark: much is taken; white: nothing."}, "image": {"alt": "Two rendered rooms, and beside each a table of six rows and fifteen columns in shades of blue. Rows differ from one another; the two tables look nearly the same."}}
 figure, axes = plt.subplots(1, 4, figsize=(7.5, 1.7), width_ratios=(1, 2.2, 1, 2.2))
 for i in range(2):
     axes[2 * i].imshow(to_rgb("image", denormalise(images[i])))
@@ -90,7 +91,7 @@ ranks = torch.linalg.matrix_rank(kernels.flatten(2), rtol=1e-4)  # (N,)
 assert ranks.tolist() == list(module.options.ranks)
 print("ranks", *ranks.tolist(), "of", kernels.shape[1])
 
-# %% mystnb={"figure": {"name": "fig-part2-cost", "caption": "Weights of one module with 3 × 3 experts, at the paper's width: counted here (lines) and printed in its Table 1 (squares)."}, "image": {"alt": "Two rising lines over 5, 10 and 15 experts. Full experts rise from about 15 to 30 million weights, low-rank ones from about 3 to 6 million. Black squares lie on both lines."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-part2-cost", "caption": "Weights of one module with 3 × 3 experts, at the paper's width: counted here (lines) and printed in its Table 1 (squares)."}, "image": {"alt": "Two rising lines over 5, 10 and 15 experts. Full experts rise from about 15 to 30 million weights, low-rank ones from about 3 to 6 million. Black squares lie on both lines."}}
 counted = json.loads((results / "counts.json").read_text())["models"]
 table1 = [row for row in published.table("mlore", 1).rows if row["kernel"] == 3]
 figure, axis = plt.subplots(figsize=(5, 2.3))
@@ -124,37 +125,39 @@ print("the fused network gives the same answers")
 #
 # **The paper adds one part after the other and trains each once; trained with several seeds, the steps have intervals.**
 
-# %% mystnb={"figure": {"name": "fig-part2-steps", "caption": "Steps of Δm from row to row of the paper's Table 2. Squares: printed, one run a row, PASCAL-Context. Intervals: ours on Dollhouse, 95 %, paired by seed."}, "image": {"alt": "Three rows, one for each part that is added. Each has a black square between zero and two percent, and a blue interval several percent wide."}}
+# %%
 runs, printed = read_runs(results), published.table("mlore", 2)
 rows = ["Baseline", "Baseline + LoRE", "+ GC", "+ SPE"]
+theirs, ours = np.diff([printed.row(setting=row)["delta_m"] for row in rows]), []
+for before, after in pairwise(runs["mlore/table2", row] for row in rows):
+    gain = [
+        {s: mean(run.values()) for s, run in of.items()} for of in (before, after)
+    ]
+    seeds = gain[0].keys() & gain[1].keys()
+    ours.append(paired_interval([gain[1][s] - gain[0][s] for s in seeds]))
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-part2-steps", "caption": "Steps of Δm from row to row of the paper's Table 2. Squares: printed, one run a row, PASCAL-Context. Intervals: ours on Dollhouse, 95 %, paired by seed."}, "image": {"alt": "Three rows, one for each part that is added. Each has a black square between zero and two percent, and a blue interval several percent wide."}}
 figure, axis = plt.subplots(figsize=(7.5, 1.9))
-for y, (before, after) in enumerate(pairwise(rows)):
-    old, new = (runs["mlore/table2", row] for row in (before, after))
-    seeds = old.keys() & new.keys()
-    steps = [mean(new[s].values()) - mean(old[s].values()) for s in seeds]
-    value, low, high, _ = paired_interval(steps)
-    axis.errorbar(
-        value, y, xerr=[[value - low], [high - value]], fmt="o", capsize=3
-    )
-    paper = [printed.row(setting=row)["delta_m"] for row in (before, after)]
-    axis.plot(paper[1] - paper[0], y, "s", color="black")
+value, low, high = np.array(ours).T[:3]
+ends = [value - low, high - value]
+axis.errorbar(value, range(3), xerr=ends, fmt="o", capsize=3, label="ours")
+axis.plot(theirs, range(3), "s", color="black", label="printed")
 axis.axvline(0, color="0.6", lw=1)
 names = ["low-rank experts", "generic path", "task experts"]
-_ = axis.set(yticks=range(3), yticklabels=names, xlabel="step of Δm (%)")
-_ = axis.set_ylim(2.5, -0.5)
+axis.set(yticks=range(3), yticklabels=names, xlabel="step of Δm (%)")
+axis.set_ylim(2.5, -0.5)
+_ = figure.legend(loc="outside right upper")
 
 # %% [markdown]
 # ## In numbers
 
-# %%
-ours, theirs = counted["mlore, ViT-B"], printed.row(setting="+ SPE")
-print(
-    f"ViT-B: {ours['parameters']:.1f} M weights counted, {theirs['parameters']:.0f} M printed;"
-)
-print(
-    f"    Δm {printed.row(setting='Baseline')['delta_m']} % before, {theirs['delta_m']} % after (printed)"
-)
-assert abs(ours["parameters"] - theirs["parameters"]) < 1
+# %% tags=["hide-input"]
+here, there = counted["mlore, ViT-B"], printed.row(setting="+ SPE")
+print(f"ViT-B: {here['parameters']:.1f} M weights counted,", end=" ")
+print(f"{there['parameters']:.0f} M printed")
+first = printed.row(setting="Baseline")["delta_m"]
+print(f"Δm printed: {first} % for the baseline, {there['delta_m']} % for MLoRE")
+assert abs(here["parameters"] - there["parameters"]) < 1
 
 # %% [markdown]
 # ## Where to read more
@@ -166,3 +169,4 @@ assert abs(ours["parameters"] - theirs["parameters"]) < 1
 # - [Chapter 8](08_reparameterisation.ipynb): the proof, and the true price.
 # - [Chapter 9](09_mlore_assembled.ipynb): the whole network, and its ablations with several seeds.
 #
+# Next: [Part III in five minutes](../part3_taskexpert/part3_in_five_minutes.ipynb).

@@ -97,9 +97,9 @@ for row, scene in zip(axes, (0, S - 1)):
 # - tell what sparse gates would save when all tasks share the experts.
 #
 # *Before you start:* [chapter 4](../part2_mlore/04_mixture_of_experts.ipynb) for mixtures of experts, and [chapter
-# 3](../part1_foundations/03_one_encoder_many_heads.ipynb) for backbone, tasks and heads. *Time:* about 40 minutes of
-# reading; the cells run in less than one on two CPU cores. The network in the figures took longer and is read from a
-# file.
+# 3](../part1_foundations/03_one_encoder_many_heads.ipynb) for backbone, tasks and heads. *Time:* 40 minutes of
+# reading, ten seconds of running. *Hardware:* two CPU cores, 4 GB of memory; no GPU, no download. The network in the
+# figures took longer and is read from a file.
 #
 # ## One feature becomes K
 

@@ -118,8 +118,9 @@ _ = canvas.text(3.55, 0.28, "one backbone, one pass", ha="center", fontsize=8.5)
 # - rebuild the sizes of a paper that published no code, and say which of its widths are known and which nobody can know;
 # - say part by part how TaskExpert and MLoRE differ.
 #
-# *Before you start:* [chapter 10](10_dynamic_assembly.ipynb), whose experts and gates are used here as they are. *Time:* about 40
-# minutes of reading; the cells run in less than one on two CPU cores. The longer trainings are read from files.
+# *Before you start:* [chapter 10](10_dynamic_assembly.ipynb), whose experts and gates are used here as they are. *Time:* 55
+# minutes of reading, half a minute of running. *Hardware:* two CPU cores, 4 GB of memory; no GPU, no download. The longer
+# trainings are read from files.
 #
 # ## A recurrence
 #

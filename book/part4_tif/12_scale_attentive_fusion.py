@@ -130,8 +130,9 @@ _ = place(figure, image, 0.1, 0.1, 1.34)
 # - look into a trained fusion and say what it adds, what it lets pass, and which of its units never speak;
 # - read from an ablation table what it claims, and what it cannot.
 #
-# *Before you start:* [chapter 3](../part1_foundations/03_one_encoder_many_heads.ipynb) for backbones, and least squares. *Time:* about 40
-# minutes of reading; the cells run in less than one on two CPU cores. The longer trainings are read from files.
+# *Before you start:* [chapter 3](../part1_foundations/03_one_encoder_many_heads.ipynb) for backbones, and least squares. *Time:* 50
+# minutes of reading, a quarter of a minute of running. *Hardware:* two CPU cores, 4 GB of memory; no GPU, no download. The longer
+# trainings are read from files.
 #
 # ## TIF in five sentences
 #

@@ -129,9 +129,9 @@ for row, scene in zip(axes, (0, 1)):
 #   done by the encoder.
 #
 # *Before you start:* [chapter 12](12_scale_attentive_fusion.ipynb) for the four scales and what SFD is given; the
-# attention of a transformer ([chapter 3](../part1_foundations/03_one_encoder_many_heads.ipynb) uses one). *Time:*
-# about 40 minutes of reading; the cells run in less than one on two CPU cores. The longer trainings are read from
-# files.
+# attention of a transformer ([chapter 3](../part1_foundations/03_one_encoder_many_heads.ipynb) uses one). *Time:* 50
+# minutes of reading, a quarter of a minute of running. *Hardware:* two CPU cores, 4 GB of memory; no GPU, no
+# download. The longer trainings are read from files.
 #
 # ## Who is reached by whose loss
 #

@@ -123,9 +123,10 @@ scale_bar(figure, axes, shown)
 # - put TIF {cite}`tif2024` together, and judge its parts with several seeds;
 # - say what four decoders share, where their tasks meet, and what they cost.
 #
-# *Before you start:* [chapter 12](12_scale_attentive_fusion.ipynb) for the four scales, and
-# [chapter 13](13_self_feature_distillation.ipynb) for self-feature distillation, whose affinities are used here. *Time:* about 45
-# minutes of reading; the cells run in less than one on two CPU cores. The trainings are read from files.
+# *Before you start:* [chapter 12](12_scale_attentive_fusion.ipynb) for the four scales, and [chapter
+# 13](13_self_feature_distillation.ipynb) for self-feature distillation, whose affinities are used here. *Time:* 50 minutes of
+# reading, a quarter of a minute of running. *Hardware:* two CPU cores, 4 GB of memory; no GPU, no download. The trainings are
+# read from files.
 #
 # ## What attention costs
 #

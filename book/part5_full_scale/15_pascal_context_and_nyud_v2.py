@@ -179,9 +179,9 @@ _ = show([dict(list(stored.items())[:3]), dict(list(stored.items())[3:])])
 # - say what a score against another network's labels proves, and by how much it can mislead;
 # - name the splits, and follow an image through the field's augmentation.
 #
-# You need [chapter 1](../part1_foundations/01_five_answers_from_one_image.ipynb) for the labels and their encodings and
-# [chapter 2](../part1_foundations/02_measuring.ipynb) for the metrics. Reading takes about 40 minutes, running it less than one, on two CPU
-# cores, without a GPU and without a network connection.
+# *Before you start:* [chapter 1](../part1_foundations/01_five_answers_from_one_image.ipynb) for the labels and their encodings and [chapter
+# 2](../part1_foundations/02_measuring.ipynb) for the metrics. *Time:* 50 minutes of reading, half a minute of running. *Hardware:* two CPU
+# cores, 4 GB of memory; no GPU, no download.
 #
 # ```{admonition} What was not run
 # :class: warning

@@ -105,10 +105,9 @@ for x, colour, words in (
 # - find where a step's time goes, and whether the GPU waits for the loader;
 # - launch, watch, interrupt and resume a run, so that nobody can tell from the result.
 #
-# You need [chapter 3](../part1_foundations/03_one_encoder_many_heads.ipynb) for the loop and, to train on real data,
-# [chapter 15](15_pascal_context_and_nyud_v2.ipynb). Reading takes about 45 minutes, running it less than one, on two CPU cores. No GPU
-# is needed. **None was lent to the authors while they wrote this**, so all memory and all hours on this page are estimates; what only a GPU can tell stands in {ref}`the last section <not-run>`, with the
-# one command that measures it.
+# *Before you start:* [chapter 3](../part1_foundations/03_one_encoder_many_heads.ipynb) for the loop and, to train on real data, [chapter 15](15_pascal_context_and_nyud_v2.ipynb). *Time:* 60 minutes of
+# reading, half a minute of running. *Hardware:* two CPU cores, 4 GB of memory; no GPU, no download. **No GPU was lent to the authors while they wrote this**, so all memory and all hours on this page are
+# estimates; what only a GPU can tell stands in {ref}`the last section <not-run>`, with the one command that measures it.
 #
 # ## The recipe, line by line
 #

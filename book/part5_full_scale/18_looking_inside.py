@@ -131,10 +131,11 @@ _ = axes[0].set_ylabel("tasks", fontsize=9)
 # - use principal components without being taken in by their colours;
 # - tell what tiny networks on rendered rooms can say about the papers' networks, and what they cannot.
 #
-# *Before you start:* [chapter 7](../part2_mlore/07_routers.ipynb) for gates and null models,
-# [chapter 10](../part3_taskexpert/10_dynamic_assembly.ipynb) for TaskExpert's gates,
-# [chapters 13](../part4_tif/13_self_feature_distillation.ipynb) and [14](../part4_tif/14_low_to_high_diffusion.ipynb) for
-# TIF's affinities. *Time:* about 40 minutes of reading; the cells run in less than one on two CPU cores.
+# *Before you start:* [chapter 7](../part2_mlore/07_routers.ipynb) for gates and null models, [chapter
+# 10](../part3_taskexpert/10_dynamic_assembly.ipynb) for TaskExpert's gates, [chapters
+# 13](../part4_tif/13_self_feature_distillation.ipynb) and [14](../part4_tif/14_low_to_high_diffusion.ipynb) for TIF's
+# affinities. *Time:* 40 minutes of reading, half a minute of running. *Hardware:* two CPU cores, 4 GB of memory; no GPU,
+# no download.
 #
 # ## Four networks to look into
 #
@@ -1113,4 +1114,4 @@ _ = ch18.check_explained(explained)
 # - Facts about a way of looking hold for every network; facts about a network hold for that network.
 #
 # You can now open any model of this library, draw what it does inside, and say for each drawing what it would have looked like by
-# chance. The next chapter leaves the rooms of the Dollhouse, and takes the networks to pictures of your own.
+# chance. [The next chapter](19_your_own_images.ipynb) leaves the rooms of the Dollhouse, and takes the networks to pictures of your own.

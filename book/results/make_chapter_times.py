@@ -1,11 +1,12 @@
 """Measure what every notebook of the book asks of its reader, and write chapter_times.json.
 
-    nice python book/results/make_chapter_times.py          every notebook, about a quarter of an hour
+    nice python book/results/make_chapter_times.py          every notebook, some ten minutes on a quiet machine
     nice python book/results/make_chapter_times.py 09 part2  those whose file name begins so; the others' lines stay
 
 Running: each notebook runs from top to bottom in a fresh kernel with one thread, without a GPU, and with a network
-that leads nowhere. What is written down are the seconds of processor time of the kernel and of all that it started,
-which a busy machine hardly changes, and the most memory that any of these processes held.
+that leads nowhere. What is written down are the seconds of processor time of the kernel and of all that it started, and
+the most memory that any of these processes held. Processor time is not waiting time, but processes that share caches
+slow each other: chapter 3 took 43 seconds, and 53 beside more of them. "load" says how many there were.
 
 Reading: 200 words a minute, three seconds for a line of code that is on view, twenty for a figure. Solving the
 exercises is not in it, nor are the solutions' code and other cells that are folded away.
