@@ -374,9 +374,12 @@ def window_of(shape, frame=128):
 
 
 # %%
+from torchvision.transforms.v2.functional import resize as shrink
+
+
 def shrunk(image, size):
     """Each new pixel is a weighted mean of all that it covers."""
-    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    return shrink(image, list(size), antialias=True)
 
 
 def framed(image, frame=128):
