@@ -14,6 +14,7 @@ from tests import (
     test_exercises_ch17,
     test_exercises_ch18,
     test_exercises_ch19,
+    test_exercises_ch20,
 )
 
 CHAPTERS = (
@@ -27,6 +28,7 @@ CHAPTERS = (
     test_exercises_ch17,
     test_exercises_ch18,
     test_exercises_ch19,
+    test_exercises_ch20,
 )
 ANSWERS = {check: answers for chapter in CHAPTERS for check, answers in chapter.ANSWERS.items()}
 """For each self-check its right answer and typical wrong ones, as the chapters' own tests list them."""

@@ -8,6 +8,7 @@ import torch
 from mlore_edu import cli
 from mlore_edu.decoders.base import MapShape
 from mlore_edu.decoders.own import find_own
+from mlore_edu.decoders.tif import TIFDecoder
 from mlore_edu.errors import UserError
 from mlore_edu.model import build_model
 from mlore_edu.prediction import predict
@@ -144,7 +145,7 @@ def decoder_and_maps(name, **options):
 
 
 def test_the_memory_is_kept_and_read_map_by_map_as_the_chapter_writes_it():
-    decoder, maps = decoder_and_maps("ExpertsWithMemory", experts=3, momentum=0.7)
+    decoder, maps = decoder_and_maps("ExpertsWithMemory", experts=3)
     torch.nn.init.normal_(decoder.momentum)
     for task, name in enumerate(NYUD_V2.names):
         memory = None
@@ -164,14 +165,35 @@ def test_the_memory_is_kept_and_read_map_by_map_as_the_chapter_writes_it():
         torch.testing.assert_close(decoder(maps).features[name], expected)
 
 
-def test_experts_on_scales_are_mlores_modules_between_tifs_first_and_last_layers():
+def test_without_a_memory_the_maps_are_added():
+    decoder, maps = decoder_and_maps("ExpertsWithMemory", experts=3, memory=False)
+    features = [decoder.plain(maps[0])]
+    for narrow, (first, second), feature_map in zip(decoder.narrow, decoder.layers, maps[1:]):
+        coarse = second(first(narrow(feature_map)).features).features.flatten(0, 1)
+        features.append(torch.nn.functional.interpolate(coarse, (16, 24), mode="bilinear").unflatten(0, (2, -1)))
+    torch.testing.assert_close(torch.stack(list(decoder(maps).features.values()), dim=1), sum(features))
+
+
+def test_experts_stand_beside_the_tasks_features_of_every_scale():
     decoder, maps = decoder_and_maps("ExpertsOnScales", experts=3, high_width=4, low_width=6)
     scales = decoder.pyramid(maps)
     assert [tuple(scale.shape[-2:]) for scale in scales] == [(16, 24), (8, 12), (4, 6), (2, 3)]
-    heard = [fusion(scales) for fusion in decoder.fusions]
-    features = decoder.fuse([m(scale).features for m, scale in zip(decoder.modules_of_scales, heard)])
+    refined = []
+    for fusion, to_tasks, mixture in zip(decoder.fusions, decoder.to_tasks, decoder.mixtures):
+        features = to_tasks(fusion(scales))
+        refined.append(features + mixture(features).features)
     output = decoder(maps)
-    torch.testing.assert_close(output.features["depth"], features[:, NYUD_V2.names.index("depth")])
+    depth = decoder.fuse(refined)[:, NYUD_V2.names.index("depth")]
+    torch.testing.assert_close(output.features["depth"], depth)
     assert {name: tuple(gates.shape) for name, gates in output.routing.items()} == {
         f"scale {scale}": (2, 4, 3) for scale in range(4)
     }
+
+
+def test_without_a_mixture_it_is_tif_without_its_attention():
+    decoder, maps = decoder_and_maps("ExpertsOnScales", mixture=False, high_width=4, low_width=6)
+    shapes = [MapShape(*feature_map.shape[1:]) for feature_map in maps]
+    settings = {"high_width": 4, "low_width": 6, "distilled_scales": 0, "diffusion": "none"}
+    tif = TIFDecoder(NYUD_V2, shapes, 8, **settings).double().eval()
+    tif.load_state_dict({name.replace("mixtures", "distillers"): value for name, value in decoder.state_dict().items()})
+    torch.testing.assert_close(decoder(maps).features, tif(maps).features)

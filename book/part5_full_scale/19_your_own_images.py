@@ -374,9 +374,12 @@ def window_of(shape, frame=128):
 
 
 # %%
+from torchvision.transforms.v2.functional import resize as shrink
+
+
 def shrunk(image, size):
     """Each new pixel is a weighted mean of all that it covers."""
-    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    return shrink(image, list(size), antialias=True)
 
 
 def framed(image, frame=128):
@@ -702,7 +705,7 @@ _ = axis.legend()
 # it repairs a network that measures size, and spoils one that knows its rooms. If you have a handful of pictures with a tape measure's truth, you can draw
 # {numref}`fig-19-focal` yourself.
 #
-# Try it: how much of the picture is kept, and which factor.
+# Try it: how much of the picture is kept, and which factor. {numref}`fig-19-zoom` is one position of the sliders.
 
 
 # %%
@@ -778,7 +781,7 @@ axes[2].plot((1, 6), (1, 6), "--", color="0.4", lw=1)
 _ = axes[2].set(xlabel="true (m)", ylabel="answer (m)", xlim=(1, 6), ylim=(0, 6))
 
 # %% [markdown]
-# To say one number everywhere, if somebody tells us the median of the truth, is better than to ask this network, and to tell it the camera makes it worse: a right formula does not repair
+# In {numref}`fig-19-metres` nothing agrees. To say one number everywhere, if somebody tells us the median of the truth, is better than to ask this network, and to tell it the camera makes it worse: a right formula does not repair
 # wrong numbers. Nor does the network warn us, as we shall see. Nothing is broken here. The code is the same that answered well in
 # {numref}`fig-19-room`; the *weights* have seen a thousand rooms with five kinds of things, under one kind of light. Everything that is dark, glossy and
 # in front is, to them, most like a person.
@@ -843,7 +846,7 @@ print("of all strange pictures, noise too, surer than one half:", calmest > 0.5)
 assert abs(sure["easy"] - hit["easy"]) < 0.05 < 0.3 < sure["full"] - hit["full"]
 
 # %% [markdown]
-# At home, sure means right. Abroad, confidence sinks by a little and being right by a lot. A softmax has to give its probability to some class, and
+# At home, sure means right ({numref}`fig-19-sure`). Abroad, confidence sinks by a little and being right by a lot. A softmax has to give its probability to some class, and
 # *none of these* is not among them. So a low value is a warning, and a high one is no comfort. Whoever wants to use such answers needs labelled
 # pictures of their own kind, a few dozen, and [chapter 2](../part1_foundations/02_measuring.ipynb).
 #

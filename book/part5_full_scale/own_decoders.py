@@ -21,7 +21,11 @@ from mlore_edu.decoders.mlore_options import (
     active_experts,
     rank_schedule,
 )
-from mlore_edu.decoders.per_task import PerTaskConv2d, resize_tasks
+from mlore_edu.decoders.per_task import (
+    PerTaskBatchNorm2d,
+    PerTaskConv2d,
+    resize_tasks,
+)
 from mlore_edu.decoders.pyramid import SimpleFeaturePyramid
 from mlore_edu.decoders.taskexpert import TaskGates
 from mlore_edu.decoders.tif import FeatureFuse, ScaleAttentiveFusion
@@ -80,7 +84,7 @@ class ExpertsWithMemory(nn.Module):
         *,
         experts: int = 15,
         modules: int = 2,
-        momentum: float = 1.0,
+        memory: bool = True,
         balance_weight: float = 1e-2,
     ) -> None:
         super().__init__()
@@ -100,11 +104,13 @@ class ExpertsWithMemory(nn.Module):
                     for n in range(modules)
                 )
             )
-        self.gates = nn.ModuleList(
-            TaskGates(shape.channels, count, 1, max(1, channels // 4))
-            for shape in others[1:]  # the first has no memory to read
-        )
-        self.momentum = nn.Parameter(torch.full((count,), momentum))  # alpha
+        self.gates, self.momentum = nn.ModuleList(), None
+        if memory:
+            self.gates.extend(
+                TaskGates(shape.channels, count, 1, max(1, channels // 4))
+                for shape in others[1:]  # the first has no memory to read
+            )
+            self.momentum = nn.Parameter(torch.ones(count))  # alpha
 
     def forward(self, maps: Sequence[Tensor]) -> DecoderOutput:
         fine, *others = maps
@@ -116,22 +122,31 @@ class ExpertsWithMemory(nn.Module):
                 features = output.features  # (B, T, C, h, w)
                 balance_loss = balance_loss + output.balance_loss
                 routing[f"map {number + 2}, module {depth}"] = output.gates
-            if memory is not None:
-                gate = self.gates[number - 1](
-                    feature_map
-                ).sigmoid()  # (B, T, 1, h, w)
-                features = features + gate * memory
-                memory = features + self.momentum[:, None, None, None] * memory
-            else:
-                memory = features
+            memory = self.remember(number, feature_map, features, memory)
         size = (fine.shape[-2], fine.shape[-1])
         features = self.plain(fine) + resize_tasks(memory, size)
         by_task = dict(zip(self.task_names, features.unbind(1)))
         return DecoderOutput(by_task, self.balance_weight * balance_loss, routing)
 
+    def remember(
+        self,
+        number: int,
+        feature_map: Tensor,
+        features: Tensor,
+        memory: Tensor | None,
+    ) -> Tensor:
+        """Read what the maps before have left, `(B, T, C, h, w)`, and leave the sum."""
+        if memory is None:
+            return features
+        if self.momentum is None:
+            return features + memory
+        gate = self.gates[number - 1](feature_map).sigmoid()  # (B, T, 1, h, w)
+        read = features + gate * memory
+        return read + self.momentum[:, None, None, None] * memory
+
 
 class ExpertsOnScales(nn.Module):
-    """MLoRE's experts on TIF's four scales, each of which has heard the others."""
+    """MLoRE's experts where TIF has its attention: at each of four scales that have heard one another."""
 
     def __init__(
         self,
@@ -143,9 +158,11 @@ class ExpertsOnScales(nn.Module):
         low_width: int = 32,
         fused_scales: int = 4,
         experts: int = 15,
+        mixture: bool = True,
         balance_weight: float = 1e-2,
     ) -> None:
         super().__init__()
+        count = len(tasks)
         self.task_names, self.channels = tasks.names, channels
         self.balance_weight = balance_weight
         self.pyramid = SimpleFeaturePyramid(maps)
@@ -155,30 +172,39 @@ class ExpertsOnScales(nn.Module):
             ScaleAttentiveFusion(shapes, scale, width, 4 - scale <= fused_scales)
             for scale, width in enumerate(widths)
         )
-        self.modules_of_scales = nn.ModuleList(
+        self.to_tasks = nn.ModuleList(
+            nn.Sequential(
+                PerTaskConv2d(count, width, width, 3, bias=False),
+                PerTaskBatchNorm2d(count, width),
+                nn.ReLU(),
+            )
+            for width in widths
+        )
+        self.mixtures = nn.ModuleList(
             MLoREModule(
-                len(tasks),
+                count,
                 width,
                 shape.height * shape.width,
                 options(experts),
-                nonlinear=True,
+                nonlinear=False,
             )
             for shape, width in zip(shapes, widths)
+            if mixture
         )
-        self.fuse = FeatureFuse(len(tasks), widths, channels)
+        self.fuse = FeatureFuse(count, widths, channels)
 
     def forward(self, maps: Sequence[Tensor]) -> DecoderOutput:
         scales = self.pyramid(maps)
-        outputs = [
-            module(fusion(scales))  # features (B, T, C_i, H_i, W_i)
-            for fusion, module in zip(self.fusions, self.modules_of_scales)
+        features = [  # four of (B, T, C_i, H_i, W_i)
+            to_tasks(fusion(scales))
+            for fusion, to_tasks in zip(self.fusions, self.to_tasks)
         ]
-        features = self.fuse(
-            [output.features for output in outputs]
-        )  # (B, T, C, H, W)
-        by_task = dict(zip(self.task_names, features.unbind(1)))
-        routing = {
-            f"scale {scale}": output.gates for scale, output in enumerate(outputs)
-        }
-        balance_loss = sum(output.balance_loss for output in outputs)
+        balance_loss, routing = maps[0].new_zeros(()), {}
+        for scale, mixture in enumerate(self.mixtures):
+            output = mixture(features[scale])
+            features[scale] = features[scale] + output.features
+            balance_loss = balance_loss + output.balance_loss
+            routing[f"scale {scale}"] = output.gates
+        fused = self.fuse(features)  # (B, T, C, H, W)
+        by_task = dict(zip(self.task_names, fused.unbind(1)))
         return DecoderOutput(by_task, self.balance_weight * balance_loss, routing)

@@ -177,7 +177,7 @@ def main() -> None:
     prepare()
     names = list(ALIASES.get(chosen.sweep, (chosen.sweep,)))
     command = "python book/results/make_mlore_sweeps.py all"
-    train(RECORD, command, SWEEPS, names, chosen.seeds, chosen.workers)
+    train(RECORD, command, SWEEPS, names, range(chosen.seeds), chosen.workers)
     if "routing" in names:
         runs = [
             routing(configuration, seed)

@@ -74,7 +74,7 @@ def main() -> None:
     prepare()
     names = list(SWEEPS) if chosen.sweep == "all" else [chosen.sweep]
     command = "python book/results/make_taskexpert_sweeps.py all"
-    train(RECORD, command, SWEEPS, names, chosen.seeds, chosen.workers)
+    train(RECORD, command, SWEEPS, names, range(chosen.seeds), chosen.workers)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import shlex
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,7 +171,7 @@ def train(
     command: str,
     sweeps: Sweeps,
     names: list[str],
-    seeds: int,
+    seeds: Sequence[int],
     workers: int,
 ) -> None:
     """Train what the named sweeps need and the record lacks."""
@@ -178,7 +179,7 @@ def train(
         (configuration.key, seed): configuration
         for name in names
         for configuration in sweeps[name].values()
-        for seed in range(seeds)
+        for seed in seeds
     }
     known = {(run["key"], run["seed"]) for run in read(path)["runs"]}
     missing = [
