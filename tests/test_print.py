@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_without_chromium_it_says_how_to_get_it(tmp_path, monkeypatch):
     first = make_pdf.HTML / make_pdf.FIRST
     first.parent.mkdir(parents=True)
     first.touch()
-    monkeypatch.setattr(make_pdf.shutil, "which", lambda name: str(tmp_path / "no-such-browser"))
+    monkeypatch.setattr(make_pdf, "shutil", SimpleNamespace(which=lambda name: str(tmp_path / "no-such-browser")))
     with pytest.raises(SystemExit, match=r"apt install chromium.*playwright install chromium"):
         make_pdf.main()
 

@@ -1,17 +1,25 @@
 """Print the built HTML book into one PDF, `_build/pdf/mlore-edu.pdf`, with headless Chromium: `make pdf`.
 
 The pages are joined in the browser (`join.js`), so that figures, equations and numbers are those of the site, and links
-lead from page to page of the PDF. Code that is folded away on the site, which draws figures, is left out. It is printed twice: the first time tells on which page every entry of the contents
-stands, the second time says so.
+lead from page to page of the PDF. Code that is folded away on the site, which draws figures, is left out. It is printed
+twice: the first time tells on which page every entry of the contents stands, the second time says so.
 """
 
 import functools
-import re
+import io
 import shutil
 import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+try:
+    from playwright.sync_api import Error, sync_playwright
+    from pypdf import PdfReader
+except ImportError as error:
+    sys.exit(
+        f'make pdf needs the package {error.name}: pip install -e ".[book,test]"'
+    )
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -40,38 +48,12 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 def page_numbers(pdf: bytes) -> dict[str, int]:
-    """Say on which page, counted from 1, each named place of a PDF of Chromium's stands."""
-    objects = {
-        int(number): body
-        for number, body in re.findall(
-            rb"(?:^|\n)(\d+) 0 obj\s*\n?(.*?)endobj", pdf, re.DOTALL
-        )
+    """Say on which page, counted from 1, each named place of a PDF stands."""
+    reader = PdfReader(io.BytesIO(pdf))
+    return {
+        name.removeprefix("/"): reader.get_destination_page_number(place) + 1
+        for name, place in reader.named_destinations.items()
     }
-
-    def leaves(number: int) -> list[int]:
-        kids = re.search(rb"/Kids \[(.*?)\]", objects[number], re.DOTALL)
-        if not kids:
-            return [number]
-        children = re.findall(rb"(\d+) 0 R", kids[1])
-        return [leaf for child in children for leaf in leaves(int(child))]
-
-    (root,) = [
-        number
-        for number, body in objects.items()
-        if b"/Type /Pages" in body and b"/Parent" not in body
-    ]
-    order = {leaf: i for i, leaf in enumerate(leaves(root), 1)}
-    places = re.findall(rb"/([^\s/\[\]<>()]+) \[(\d+) 0 R\s*/XYZ", pdf)
-    named = {
-        re.sub(
-            rb"#([0-9A-Fa-f]{2})",
-            lambda code: bytes([int(code[1], 16)]),
-            name,
-        ).decode(): order[int(page)]
-        for name, page in places
-        if int(page) in order
-    }
-    return named
 
 
 def print_book(chromium) -> int:
@@ -107,12 +89,6 @@ def main() -> None:
     """Print the book, or say in one sentence what is missing."""
     if not (HTML / FIRST).exists():
         sys.exit("The HTML book is not there: run make book first.")
-    try:
-        from playwright.sync_api import Error, sync_playwright
-    except ImportError:
-        sys.exit(
-            'make pdf needs the package playwright: pip install -e ".[book,test]"'
-        )
     found = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         try:
