@@ -3,8 +3,7 @@
     python book/results/make_hybrids_sweeps.py all --seeds 5 --workers 2
 
 Renders data/dollhouse_64 if it is not there, and trains in runs/hybrids_sweeps, one thread a run; what is there already
-is not made again (sweeps.py). One run takes about two minutes of one core. The parents are rows of mlore_sweeps.json and
-tif_sweeps.json, trained on the same scenes in the same order.
+is not made again (sweeps.py). One run takes about two minutes of one core.
 
     python book/results/make_hybrids_sweeps.py pilot --workers 2
 
@@ -57,6 +56,10 @@ SWEEPS: Sweeps = {
             high_width=22,
             low_width=48,
         ),
+    },
+    "parents": {
+        "MLoRE": Configuration("mlore", {}, "hybrids_sweeps"),
+        "TIF": Configuration("tif", {}, "hybrids_sweeps"),
     },
 }
 
