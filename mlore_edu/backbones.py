@@ -92,11 +92,9 @@ class TimmBackbone(nn.Module):
             options |= {"img_size": self.input_size, "drop_path_rate": drop_path_rate}
         self.net: Any = timm.create_model(spec.timm_name, num_classes=0, **options)
         module: Any
-        for module in self.net.modules():
+        for module in self.net.modules():  # off in timm's Swin: the same numbers, and complexity.py knows the products
             if hasattr(module, "fused_attn"):
-                module.fused_attn = (
-                    True  # off in timm's Swin: the same numbers, and complexity.py knows them as attention
-                )
+                module.fused_attn = True
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Turn images ``(B, 3, H, W)`` into four maps ``(B, channels[i], H / strides[i], W / strides[i])``."""

@@ -17,6 +17,8 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from mlore_edu.modes import evaluation_mode
+
 Unit = Literal["1e9", "2**30"]
 _UNITS: dict[Unit, float] = {"1e9": 1e9, "2**30": 2.0**30}
 
@@ -121,15 +123,9 @@ def count(model: nn.Module, img_size: tuple[int, int]) -> Complexity:
         for tensors in (model.named_parameters(), model.named_buffers())
         for name, tensor in tensors
     }
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mv: _matrix_vector_flops})
-        with torch.no_grad(), _AttentionCounter() as attention, counter:
-            functional_call(model, on_meta, (torch.empty(1, 3, *img_size, device="meta"),))
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mv: _matrix_vector_flops})
+    with evaluation_mode(model), torch.no_grad(), _AttentionCounter() as attention, counter:
+        functional_call(model, on_meta, (torch.empty(1, 3, *img_size, device="meta"),))
     by_module = _by_module(model, {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()})
     macs = counter.get_total_flops() // 2
     parameters = sum(p.numel() for p in model.parameters())

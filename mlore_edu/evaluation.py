@@ -19,6 +19,7 @@ from mlore_edu.data.loaders import Batch
 from mlore_edu.data.tensors import Sample
 from mlore_edu.data.transforms import denormalise
 from mlore_edu.metrics import BOUNDARY_PROTOCOLS, Meter, make_meters
+from mlore_edu.modes import evaluation_mode
 from mlore_edu.pictures import panel
 from mlore_edu.tasks import Task, TaskSet
 from mlore_edu.training import distributed
@@ -95,14 +96,9 @@ def recipe_meters(recipe: Recipe) -> dict[str, Meter]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Put a model into evaluation mode without gradients, and back into the mode it was in; gives its device."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield next(model.parameters()).device
-    finally:
-        model.train(was_training)
+    """Put a model into evaluation mode without gradients, and back; gives its device."""
+    with evaluation_mode(model), torch.inference_mode():
+        yield next(model.parameters()).device
 
 
 def score(answered: Answered, meters: Mapping[str, Meter]) -> Evaluation:

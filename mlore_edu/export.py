@@ -31,6 +31,7 @@ from torch.export import Dim, ExportedProgram
 
 from mlore_edu.errors import UserError
 from mlore_edu.model import MultiTaskModel
+from mlore_edu.modes import evaluation_mode
 from mlore_edu.sharing import describe
 from mlore_edu.training.checkpoint import explain_disk_errors
 
@@ -91,7 +92,11 @@ def export_model(
         if place.exists():
             raise UserError(f"{place} is there already; move it away, or choose another path.")
     device = next(model.parameters()).device
-    with evaluated(model.cpu()), explain_disk_errors(f"the exported model to {path}", option="--out"):
+    with (
+        evaluation_mode(model.cpu()),
+        torch.no_grad(),  # unlike inference mode, tracing works in it
+        explain_disk_errors(f"the exported model to {path}", option="--out"),
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as draft:
@@ -103,19 +108,6 @@ def export_model(
         finally:
             model.to(device)
     return differences
-
-
-@contextlib.contextmanager
-def evaluated(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; unlike inference mode, tracing works in it."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def check_packages(kind: Format) -> None:

@@ -150,7 +150,7 @@ class MultiTaskLoss:
     Raises
     ------
     UserError
-        Where a weight names no task of the set.
+        Where a weight names no task of the set, or ``edge_positive_weight`` is not from 0 to 1.
     """
 
     def __init__(

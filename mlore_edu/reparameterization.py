@@ -201,9 +201,8 @@ def mix_low_rank(gate_of_rank: Tensor, up: Tensor, down_weight: Tensor, down_bia
     """
     gated = up * gate_of_rank.to(up.dtype)[..., None, :]  # (..., C', R)
     product = gated @ down_weight.flatten(1)  # (..., C', C*k*k)
-    return product.reshape(
-        *gated.shape[:-1], *down_weight.shape[1:]
-    ), gated @ down_bias  # (..., C', C, k, k), (..., C')
+    kernels = product.reshape(*gated.shape[:-1], *down_weight.shape[1:])  # (..., C', C, k, k)
+    return kernels, gated @ down_bias  # (..., C')
 
 
 def dynamic_conv(features: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def describe(model: MultiTaskModel) -> dict[str, Any]:
     Raises
     ------
     UserError
-        If the model was put together by hand.
+        If the model was put together by hand, or parts of it are fused in different modes.
     """
     built = model.configuration
     if built is None:

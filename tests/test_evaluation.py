@@ -128,9 +128,11 @@ def test_scores_are_pooled_over_the_data_set_and_do_not_depend_on_the_batch_size
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluating_leaves_the_model_as_it_was(training):
     model = make_model(RECIPE).train(training)
+    model.backbone.eval()  # frozen, as one does with a pre-trained one
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     evaluate(model, make_loader(Noise(2, train=False), 2, train=False), DOLLHOUSE, progress=False)
     assert model.training is training
+    assert not any(module.training for module in model.backbone.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 

@@ -104,6 +104,7 @@ def preset(backbone: str, tasks: TaskSet, options: Mapping[str, Any]) -> dict[st
 
 
 def check_paths(experts: int, generic: bool, rank: int | None, task_experts: bool, stop_gradient: bool) -> None:
+    """Refuse a module without a path, one below which nothing would learn, and the rank of a path that is not there."""
     if rank is not None and not generic:
         raise UserError(f"generic_rank is {rank}, but generic is False; leave one of them out.")
     if experts or task_experts:
