@@ -1220,4 +1220,4 @@ table.cleanup()
 # - Share safetensors, not pickles; read the terms of the data first. An exported file is worth as much as its comparison with the model.
 #
 # You can now take a network of this book to your own pictures, judge what it says about them, and hand it on to others in a form that needs none of our code. What
-# remains is to build one that is not in any of the papers.
+# remains is to build one that is not in any of the papers: [chapter 20](20_build_your_own.ipynb).

@@ -164,7 +164,7 @@ for t, name in enumerate(tasks.names):
 # ```
 #
 # The file `own_decoders.py` beside this chapter holds the class above and the two that follow. In a notebook the training
-# loop is called directly, and sixty steps are enough to see that the template learns.
+# loop is called directly, and sixty steps are enough to see that the template learns ({numref}`fig-20-template`).
 
 # %%
 from dataclasses import replace
@@ -524,7 +524,7 @@ _ = interact(draw, better=sorted(found), worse=sorted(found))
 draw()
 
 # %% [markdown]
-# Going from two seeds to five shrinks the interval more than going from five to twenty. Below three there is nothing to see; beyond five
+# In {numref}`fig-20-seeds`, going from two seeds to five shrinks the interval more than going from five to twenty. Below three there is nothing to see; beyond five
 # one pays dearly.
 #
 # ## Where to go from here

@@ -177,3 +177,4 @@ print(len(claims), "claims of four papers judged")
 # - [Chapter 17](17_results_side_by_side.ipynb): every table, and every claim with its verdict.
 # - [Chapter 18](18_looking_inside.ipynb): four trained networks, beside networks that cannot know.
 # - [Chapter 19](19_your_own_images.ipynb): pictures of any kind, metres of another camera, sharing, ONNX, a page in the browser.
+# - [Chapter 20](20_build_your_own.ipynb): a decoder of your own, the papers' pieces recombined, and whether it helps.
