@@ -15,8 +15,6 @@ and the gradients of all parameters, without an optimiser. MACs are those of one
 from __future__ import annotations
 
 import gc
-import json
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -26,12 +24,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import tyro
-from measuring import MIB, peak_memory, peak_memory_on_gpu, seconds
+from measuring import MIB, begin, peak_memory, peak_memory_on_gpu, seconds, write_record
 from torch import Tensor, nn
 
 import mlore_edu as me
-from mlore_edu.atomic import write_atomically
-from mlore_edu.training.run_folder import versions
 
 
 class Network(NamedTuple):
@@ -173,10 +169,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(options: Options) -> None:
     options = options.settle()
-    torch.set_num_threads(options.threads or torch.get_num_threads())
-    torch.backends.fp32_precision = "ieee"  # on a GPU too
+    load = begin(options.threads)
     warnings.filterwarnings("ignore", category=UserWarning)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: its rows are not run"
     print(f"CPU, {torch.get_num_threads()} threads, load {load}; {gpu}; torch {torch.__version__}")
     rows = []
@@ -186,9 +180,7 @@ def main(options: Options) -> None:
             what = f"{options.size}, {options.batch} images, {'training' if training else 'inference'}, {device}"
             print(f"\n{what}\n{table(new)}", flush=True)
             rows += new
-    if options.json:
-        record = {**versions(), "load": load, "options": {**asdict(options), "json": str(options.json)}, "rows": rows}
-        write_atomically(options.json, (json.dumps(record, indent=1) + "\n").encode())
+    write_record(options.json, options, load, rows=rows)
 
 
 if __name__ == "__main__":

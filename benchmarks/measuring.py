@@ -1,19 +1,39 @@
-"""Time and memory of one call, for the benchmarks."""
+"""Time and memory of one call, and the record of it, for the benchmarks."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mlore_edu.atomic import write_atomically
+from mlore_edu.training.run_folder import versions
+
 MIB = 2**20
+
+
+def begin(threads: int | None) -> float | None:
+    """Set the number of threads, and exact products on a GPU too; the machine's load, where it can be known."""
+    torch.set_num_threads(threads or torch.get_num_threads())
+    torch.backends.fp32_precision = "ieee"
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def write_record(path: Path | None, options: Any, load: float | None, **measured: Any) -> None:
+    """Write what was measured, with what and how, where a record is wanted; options are a dataclass."""
+    if path:
+        record = {**versions(), "load": load, "options": {**asdict(options), "json": str(path)}, **measured}
+        write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def seconds(run: Callable[[], Any], device: str) -> float:

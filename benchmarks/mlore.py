@@ -24,8 +24,6 @@ without an optimiser. On a GPU there are also rows for bf16 and torch.compile, a
 from __future__ import annotations
 
 import gc
-import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,18 +33,16 @@ from typing import Any, NamedTuple
 
 import torch
 import tyro
-from measuring import MIB, peak_memory, peak_memory_on_gpu, seconds
+from measuring import MIB, begin, peak_memory, peak_memory_on_gpu, seconds, write_record
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mlore_edu.atomic import write_atomically
 from mlore_edu.decoders.low_rank import LowRankExperts
 from mlore_edu.decoders.mlore import MLoREModule, ModuleOutput
 from mlore_edu.decoders.mlore_options import MLoREOptions, active_experts, rank_schedule
 from mlore_edu.model import ModelOutput, build_model
 from mlore_edu.reparameterization import fuse
 from mlore_edu.tasks import PASCAL_CONTEXT
-from mlore_edu.training.run_folder import versions
 
 TRAINED = ("naive", "concatenated", "merged")
 FORMS = (*TRAINED, "precomposed", "on_the_fly")
@@ -279,9 +275,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main(options: Options) -> None:
     options = options.settle()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(options.threads or torch.get_num_threads())
-    torch.backends.fp32_precision = "ieee"  # fp32 means fp32, on a GPU too
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    load = begin(options.threads)
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{where}, load {load}, torch {torch.__version__}")
     size = f"{options.tokens} × {options.tokens} tokens, {options.tasks} tasks, batch {options.batch}"
@@ -296,10 +290,8 @@ def main(options: Options) -> None:
         print(table(new))
         print(*(f"matrix product {p}: {r / 1e9:.1f}e9 MACs a second" for p, r in product_rates(new).items()), sep="\n")
         rows += new
-    if options.json:
-        kind = "torch.cuda.max_memory_allocated" if device == "cuda" else "peak resident memory, one process a form"
-        record = {**versions(), "load": load, "options": {**asdict(options), "json": str(options.json)}}
-        write_atomically(options.json, (json.dumps({**record, "memory": kind, "rows": rows}, indent=1) + "\n").encode())
+    kind = "torch.cuda.max_memory_allocated" if device == "cuda" else "peak resident memory, one process a form"
+    write_record(options.json, options, load, memory=kind, rows=rows)
 
 
 def product_rates(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -19,8 +19,6 @@ and the gradients of all parameters and of the inputs, without an optimiser.
 from __future__ import annotations
 
 import gc
-import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,13 +27,11 @@ from typing import Any, NamedTuple
 
 import torch
 import tyro
-from measuring import MIB, peak_memory, peak_memory_on_gpu, seconds
+from measuring import MIB, begin, peak_memory, peak_memory_on_gpu, seconds, write_record
 from torch import Tensor
 from torch.nn import functional as F
 
-from mlore_edu.atomic import write_atomically
 from mlore_edu.decoders.taskexpert import Assembled, MMoEModule, choose
-from mlore_edu.training.run_folder import versions
 
 FORMS = ("naive", "broadcast", "batched")
 
@@ -201,10 +197,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main(options: Options) -> None:
     options = options.settle()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(options.threads or torch.get_num_threads())
-    torch.backends.fp32_precision = "ieee"  # on a GPU too
+    load = begin(options.threads)
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     print(f"{where}, load {load}, torch {torch.__version__}")
     rows = []
     for training in (False, True):
@@ -213,9 +207,7 @@ def main(options: Options) -> None:
         new = measure(training, options, device)
         print(table(new), flush=True)
         rows += new
-    if options.json:
-        record = {**versions(), "load": load, "options": {**asdict(options), "json": str(options.json)}, "rows": rows}
-        write_atomically(options.json, (json.dumps(record, indent=1) + "\n").encode())
+    write_record(options.json, options, load, rows=rows)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,6 @@ one inference, of convolutions and matrix products alone.
 from __future__ import annotations
 
 import gc
-import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -34,17 +32,15 @@ from typing import Any, NamedTuple
 
 import torch
 import tyro
-from measuring import MIB, peak_memory, peak_memory_on_gpu, seconds
+from measuring import MIB, begin, peak_memory, peak_memory_on_gpu, seconds, write_record
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mlore_edu.atomic import write_atomically
 from mlore_edu.decoders.base import DecoderOutput, MapShape, resize
 from mlore_edu.decoders.pyramid import align
 from mlore_edu.decoders.tif import Affinity, FeedForward, LowToHighDiffusion, SelfFeatureDistillation, TIFDecoder
 from mlore_edu.tasks import NYUD_V2
-from mlore_edu.training.run_folder import versions
 
 FORMS = {
     "tasks": ("naive", "batched"),
@@ -346,9 +342,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(options: Options) -> None:
     options = options.settle()
-    torch.set_num_threads(options.threads or torch.get_num_threads())
-    torch.backends.fp32_precision = "ieee"  # on a GPU too
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    load = begin(options.threads)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: its rows are not run"
     print(f"CPU, {torch.get_num_threads()} threads, load {load}; {gpu}; torch {torch.__version__}")
     rows = []
@@ -361,9 +355,7 @@ def main(options: Options) -> None:
                 )
                 print(f"\n{part}, {size}, {device}\n{table(new)}", flush=True)
                 rows += new
-    if options.json:
-        record = {**versions(), "load": load, "options": {**asdict(options), "json": str(options.json)}, "rows": rows}
-        write_atomically(options.json, (json.dumps(record, indent=1) + "\n").encode())
+    write_record(options.json, options, load, rows=rows)
 
 
 if __name__ == "__main__":

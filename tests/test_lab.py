@@ -87,3 +87,22 @@ def test_lab_opens_at_the_first_chapter_and_its_kernel_knows_the_library(lab):
     assert b"JupyterLab" in request(f"{lab}/lab/tree/book/part1_foundations/01_five_answers_from_one_image.ipynb")
     printed = run_in_kernel(lab, "import mlore_edu as me; print(me.scene(0, 64, 'easy').semseg.shape)")
     assert printed == "(64, 64)\n"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_a_full_disk_is_told_before_anything_is_installed(tmp_path):
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    df = tmp_path / "programs" / "df"
+    df.parent.mkdir()
+    df.write_text(
+        '#!/bin/sh\necho "Filesystem 1024-blocks Used Available"\necho "/dev/disk 20000000 9000000 11000000"\n'
+    )
+    df.chmod(0o755)
+    path = f"{df.parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(["make", "lab"], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True)
+    assert done.returncode == 2
+    assert done.stdout.decode().splitlines() == [
+        "Installing takes 12 GB of disk for a while and keeps 7 GB; make room in this folder's disk."
+    ]
+    assert not (tmp_path / ".venv").exists()

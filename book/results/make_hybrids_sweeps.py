@@ -10,15 +10,15 @@ is not made again (sweeps.py). One run takes about two minutes of one core.
 trains what was tried before the hypotheses were written down, on scenes of another seed; writes hybrids_pilot.json.
 """
 
-import argparse
-import shlex
-from pathlib import Path
-
-import sweeps
 from record import HERE
-from sweeps import Configuration, Sweeps, prepare, train
-
-from mlore_edu.cli import main as mlore_edu
+from sweeps import (
+    Configuration,
+    Sweeps,
+    arguments,
+    prepare,
+    train,
+    train_chosen,
+)
 
 RECORD, PILOT = HERE / "hybrids_sweeps.json", HERE / "hybrids_pilot.json"
 FILE = "book/part5_full_scale/own_decoders.py"
@@ -78,32 +78,16 @@ PILOTS: Sweeps = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("sweep", choices=[*SWEEPS, "all", "pilot"])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=2)
-    chosen = parser.parse_args()
-    prepare()
-    if chosen.sweep == "pilot":
-        sweeps.DATA = OTHER_SCENES
-        if not Path("data/dollhouse_64_pilot").exists() and mlore_edu(
-            shlex.split(OTHER_SCENES)
-        ):
-            raise SystemExit(2)
-        train(
-            PILOT,
-            "python book/results/make_hybrids_sweeps.py pilot",
-            PILOTS,
-            ["pilot"],
-            PILOT_SEEDS,
-            chosen.workers,
-        )
-        return
-    names = list(SWEEPS) if chosen.sweep == "all" else [chosen.sweep]
-    command = "python book/results/make_hybrids_sweeps.py all"
-    train(RECORD, command, SWEEPS, names, range(chosen.seeds), chosen.workers)
+def pilot(workers: int) -> None:
+    """Train the pilot."""
+    prepare(OTHER_SCENES)
+    command = "python book/results/make_hybrids_sweeps.py pilot"
+    train(PILOT, command, PILOTS, ["pilot"], PILOT_SEEDS, workers, OTHER_SCENES)
 
 
 if __name__ == "__main__":
-    main()
+    chosen = arguments(__doc__, [*SWEEPS, "all", "pilot"], seeds=5)
+    if chosen.sweep == "pilot":
+        pilot(chosen.workers)
+    else:
+        train_chosen(chosen, RECORD, SWEEPS)

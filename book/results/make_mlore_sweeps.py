@@ -10,11 +10,17 @@ interrupted sweep goes on where it was. One run takes one to three minutes of on
 The single-task runs behind Δm are chapter 3's (make_chapter03.py), which have the same data and the same budget.
 """
 
-import argparse
-
 import torch
 from record import HERE
-from sweeps import Configuration, prepare, read, train, trained, write
+from sweeps import (
+    Configuration,
+    arguments,
+    prepare,
+    read,
+    train,
+    trained,
+    write,
+)
 
 from mlore_edu.data.loaders import make_loader
 from mlore_edu.data.transforms import denormalise
@@ -169,11 +175,7 @@ def pictures() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("sweep", choices=[*SWEEPS, *ALIASES])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
-    chosen = parser.parse_args()
+    chosen = arguments(__doc__, [*SWEEPS, *ALIASES])
     prepare()
     names = list(ALIASES.get(chosen.sweep, (chosen.sweep,)))
     command = "python book/results/make_mlore_sweeps.py all"

@@ -9,10 +9,8 @@ is vit_nano_12, whose twelve blocks give TaskExpert as many modules as ViT-B's. 
 chapter 3's, on the same data with the same budget, but on the shallower vit_nano.
 """
 
-import argparse
-
 from record import HERE
-from sweeps import Configuration, Sweeps, prepare, train
+from sweeps import Configuration, Sweeps, arguments, train_chosen
 
 RECORD = HERE / "taskexpert_sweeps.json"
 
@@ -65,17 +63,5 @@ SWEEPS: Sweeps = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("sweep", choices=[*SWEEPS, "all"])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
-    chosen = parser.parse_args()
-    prepare()
-    names = list(SWEEPS) if chosen.sweep == "all" else [chosen.sweep]
-    command = "python book/results/make_taskexpert_sweeps.py all"
-    train(RECORD, command, SWEEPS, names, range(chosen.seeds), chosen.workers)
-
-
 if __name__ == "__main__":
-    main()
+    train_chosen(arguments(__doc__, [*SWEEPS, "all"]), RECORD, SWEEPS)

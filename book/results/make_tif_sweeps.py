@@ -8,10 +8,8 @@ not made again (sweeps.py). One run takes one to two and a half minutes of one c
 The single-task runs behind Δm are chapter 3's: the same data, encoder and budget.
 """
 
-import argparse
-
 from record import HERE
-from sweeps import Configuration, Sweeps, prepare, train
+from sweeps import Configuration, Sweeps, arguments, train_chosen
 
 RECORD = HERE / "tif_sweeps.json"
 
@@ -85,17 +83,5 @@ SWEEPS: Sweeps = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("sweep", choices=[*SWEEPS, "all"])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
-    chosen = parser.parse_args()
-    prepare()
-    names = list(SWEEPS) if chosen.sweep == "all" else [chosen.sweep]
-    command = "python book/results/make_tif_sweeps.py all"
-    train(RECORD, command, SWEEPS, names, range(chosen.seeds), chosen.workers)
-
-
 if __name__ == "__main__":
-    main()
+    train_chosen(arguments(__doc__, [*SWEEPS, "all"]), RECORD, SWEEPS)

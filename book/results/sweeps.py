@@ -4,6 +4,7 @@ Each run is one command of `mlore-edu`; a configuration that several sweeps shar
 or in the run folders already is not made again, so an interrupted sweep goes on where it was.
 """
 
+import argparse
 import contextlib
 import io
 import json
@@ -69,12 +70,22 @@ Sweeps = dict[str, dict[str, Configuration]]
 """Configurations by sweep and row."""
 
 
-def prepare() -> None:
+def arguments(doc: str, choices: list[str], seeds: int = 3) -> argparse.Namespace:
+    """What the command line of a script says: a sweep, and how many seeds and workers."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
+    parser.add_argument("sweep", choices=choices)
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--workers", type=int, default=2)
+    return parser.parse_args()
+
+
+def prepare(data: str = DATA) -> None:
     """Go to the repository, let every process use one thread, and render the data where they are not there."""
     os.chdir(ROOT)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    if not Path("data/dollhouse_64").exists() and mlore_edu(shlex.split(DATA)):
+    words = shlex.split(data)
+    if not Path(words[words.index("--root") + 1]).exists() and mlore_edu(words):
         raise SystemExit(2)
 
 
@@ -137,7 +148,9 @@ def write(path: Path, content: dict) -> None:
     draft.replace(path)
 
 
-def add(path: Path, command: str, sweeps: Sweeps, told: dict) -> None:
+def add(
+    path: Path, command: str, sweeps: Sweeps, told: dict, data: str = DATA
+) -> None:
     """Add one run to a record."""
     made_with = told.pop("made_with")
     known = read(path)
@@ -148,7 +161,7 @@ def add(path: Path, command: str, sweeps: Sweeps, told: dict) -> None:
     content = {
         "command": command,
         **made_with,
-        "data_command": f"mlore-edu {DATA}",
+        "data_command": f"mlore-edu {data}",
         "sweeps": {
             name: {row: c.key for row, c in rows.items()}
             for name, rows in sweeps.items()
@@ -173,6 +186,7 @@ def train(
     names: list[str],
     seeds: Sequence[int],
     workers: int,
+    data: str = DATA,
 ) -> None:
     """Train what the named sweeps need and the record lacks."""
     wanted = {
@@ -200,4 +214,12 @@ def train(
                 f"{number} of {len(missing)}: {told['key']}, seed {told['seed']}",
                 flush=True,
             )
-            add(path, command, sweeps, told)
+            add(path, command, sweeps, told, data)
+
+
+def train_chosen(chosen: argparse.Namespace, path: Path, sweeps: Sweeps) -> None:
+    """Train the sweep that the command line names, or all."""
+    prepare()
+    names = list(sweeps) if chosen.sweep == "all" else [chosen.sweep]
+    command = f"python book/results/make_{path.stem}.py all"
+    train(path, command, sweeps, names, range(chosen.seeds), chosen.workers)
