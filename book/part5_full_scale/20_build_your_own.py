@@ -55,7 +55,7 @@ blue, orange, green = plots.OKABE_ITO[:3]
 # [12](../part4_tif/12_scale_attentive_fusion.ipynb) for the pieces, and [17](17_results_side_by_side.ipynb) for the
 # intervals.
 #
-# *Time:* 30 minutes of reading, under half a minute of running. *Hardware:* two CPU cores, 4 GB of memory; no GPU, no
+# *Time:* 25 minutes of reading, half a minute of running. *Hardware:* two CPU cores, 4 GB of memory; no GPU, no
 # download.
 #
 # ## What a decoder owes
@@ -159,7 +159,8 @@ for t, name in enumerate(tasks.names):
 # Put the class into a file, and every command of the library takes it:
 #
 # ```console
-# mlore-edu train dollhouse_mlore_nano_64 --model my_decoders.py:Template_vit_nano --model-options kernel_size 1
+# mlore-edu train dollhouse_mlore_nano_64 \
+#     --model my_decoders.py:Template_vit_nano --model-options kernel_size 1
 # mlore-edu evaluate runs/dollhouse_mlore_nano_64
 # mlore-edu predict runs/dollhouse_mlore_nano_64 photo.jpg
 # ```
