@@ -556,8 +556,8 @@ draw()
 # ## Where to go from here
 #
 # You have data with exact labels, three papers' decoders as parts, a template, metrics that are the field's, and a
-# procedure. What is worth trying? Three questions this book had to leave open, each with the command that would begin
-# to answer it:
+# procedure. What is worth trying? Two questions this book had to leave open, each with the command that would begin to
+# answer it, and one that the next cell answers:
 #
 # - *Do experts need variety?* Dollhouse's rooms are made by one generator. `mlore-edu dollhouse --difficulty full` is
 #   harder; PASCAL-Context is another world ([chapter 15](15_pascal_context_and_nyud_v2.ipynb)).
