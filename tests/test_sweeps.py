@@ -76,6 +76,7 @@ def test_a_recorded_run_is_what_its_command_says(script, record):
         assert set(run["metrics"]) == set(names)
         assert all(map(math.isfinite, run["metrics"].values()))
         assert re.fullmatch("[0-9a-f]{12}", run["commit"])
+        assert run.get("other_versions", {}).keys() <= {"pillow"}  # which only reads the scenes' PNGs
 
 
 def test_all_runs_of_a_record_were_made_by_one_commit_and_none_twice(record):

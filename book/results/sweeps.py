@@ -2,6 +2,10 @@
 
 Each run is one command of `mlore-edu`; a configuration that several sweeps share is trained once. What is in the record
 or in the run folders already is not made again, so an interrupted sweep goes on where it was.
+
+Some runs of the papers' sweeps name "other_versions" than the head of their record: Pillow 12.3.0, which reads the same
+pixels out of a PNG (a run made with both came out the same to the last digit). Their "cpu_seconds" are null where the
+run had been interrupted.
 """
 
 import argparse
