@@ -887,7 +887,7 @@ print("normals: longer vectors:", bool(lengths[0] < lengths[1]))
 # %% [markdown]
 # The normals, whose vectors have grown, have fallen far, and the ratios between the tasks are not those of the beginning. No
 # fixed set of weights can balance the tasks at both ends. And length is only half of it, for two tasks may also pull the
-# backbone in opposite directions; chapter 13 returns to that.
+# backbone in opposite directions; [chapter 6](../part2_mlore/06_generic_path_and_task_experts.ipynb) measures that.
 #
 # ### Look for yourself
 #
