@@ -1079,8 +1079,8 @@ _ = ch04.check_price(price)
 # ```{exercise} Another balance loss
 # :label: ex-04-switch
 # Switch Transformers {cite}`fedus2022switch` need no noise for theirs. For logits `(rows, N)` let $f_n$ be the share of
-# rows whose largest probability is that of expert $n$, and $P_n$ the mean of its probabilities. The loss is
-# $N \sum_n f_n P_n$. Write it. What is it when all is equal, and through which factor does the gradient flow?
+# rows whose largest probability is that of expert $n$, and $p_n$ the mean of its probabilities. The loss is
+# $N \sum_n f_n p_n$. Write it. What is it when all is equal, and through which factor does the gradient flow?
 # ```
 
 
@@ -1094,7 +1094,7 @@ _ = ch04.check_switch_loss(switch_loss)
 # ```{solution-start} ex-04-switch
 # :class: dropdown
 # ```
-# It is 1 when all is equal. The shares $f_n$ jump and have no gradient; it flows through $P_n$, and pushes down most
+# It is 1 when all is equal. The shares $f_n$ jump and have no gradient; it flows through $p_n$, and pushes down most
 # what is chosen most.
 
 
