@@ -939,9 +939,9 @@ show_steps(
 # %% [markdown]
 # Here, too, context helps, and by more than the paper reports. The step is there without the memory and with it,
 # outside the noise. And it is the context, not the depth: a pointwise gate, three layers deep, is no better than a
-# linear one. That is remarkable, since the twelve transformer blocks of these networks have mixed all 8 × 8 tokens
-# before any gate looks at one. But a gate with 3 × 3 kernels is also the only place of this decoder that sees two
-# tokens side by side, and has more weights than the other gates; which of these counts, the sweep cannot say.
+# linear one. That is remarkable, since one transformer block at the first module, and twelve at the last, have mixed
+# all 8 × 8 tokens before a gate looks at one. But a gate with 3 × 3 kernels is also the only place of this decoder that
+# sees two tokens side by side, and has more weights than the other gates; which of these counts, the sweep cannot say.
 
 # %%
 for gate, key in kinds.items():
