@@ -599,9 +599,9 @@ assert (
 # %% [markdown]
 # ### Boundaries: found in another label
 #
-# PASCAL-Context has no boundary files. Its boundaries are computed from `LabelMap`, a map of 459 classes: a pixel is a
-# candidate where the *Laplacian* $L$ of the map $m$, the sum of its four neighbours minus four times itself, is not
-# zero, and the candidates are then thinned to lines one pixel wide ({numref}`fig-01-laplacian`). `LabelMap` names
+# PASCAL-Context has no boundary files. Its boundaries are computed from `LabelMap`, a map of 459 classes. A pixel is a
+# candidate where the *Laplacian* $L$ of the map $m$ is not zero: the sum of its four neighbours minus four times
+# itself. The candidates are then thinned to lines one pixel wide ({numref}`fig-01-laplacian`). `LabelMap` names
 # classes, so two chairs that touch have no boundary between them. The map we use here gives every thing a number of its
 # own, so here they have one.
 #
