@@ -101,8 +101,8 @@ for task in me.DOLLHOUSE:
     print("", task.metric)
 
 # %% [markdown]
-# Four of the six are *classifications* with a few classes, from 2 to 40. Normals and depth are *regressions*: three numbers and one number
-# for each pixel. The metrics in the last column are chapter 2.
+# Four of the six are *classifications* with a few classes, from 2 to 40. Normals and depth are *regressions*: three
+# numbers and one number for each pixel. The metrics in the last column are the subject of chapter 2.
 #
 # In memory a scene is seven arrays with the same height and width.
 
@@ -479,7 +479,7 @@ for part in range(1, 7):
     names = [name for name, merged in labels.MERGED_PART.items() if merged == part]
     print(f"{part} {PARTS[part]:10} ←", *names)
 
-# %% mystnb={"figure": {"name": "fig-01-parts", "caption": "The people of the room and their six parts. Clothes, skin and pose do not matter; hands count as lower arms, feet as lower legs."}, "image": {"alt": "Two pictures: the part of the room with people in it, and the same part with heads, torsos, upper and lower arms, upper and lower legs in six colours on dark ground."}}
+# %% mystnb={"figure": {"name": "fig-01-parts", "caption": "The person in the room and the six parts. Clothes, skin and pose do not matter; hands count as lower arms, feet as lower legs."}, "image": {"alt": "Two pictures: the part of the room with a person in it, and the same part with head, torso, upper and lower arms, upper and lower legs in six colours on dark ground."}}
 rows, columns = np.nonzero(room.human_parts)
 side = max(np.ptp(rows), np.ptp(columns)) + 1
 top, left = min(rows.min(), 256 - side), min(columns.min(), 256 - side)
@@ -599,10 +599,11 @@ assert (
 # %% [markdown]
 # ### Boundaries: found in another label
 #
-# PASCAL-Context has no boundary files. Its boundaries are computed from `LabelMap`, a map of 459 classes: a pixel is a candidate where the
-# *Laplacian* $L$ of the map $m$, the sum of its four neighbours minus four times itself, is not zero, and the candidates are then thinned to
-# lines one pixel wide ({numref}`fig-01-laplacian`). `LabelMap` names classes, so two chairs that touch have no boundary between them; the map we
-# use here numbers things, so they have.
+# PASCAL-Context has no boundary files. Its boundaries are computed from `LabelMap`, a map of 459 classes. A pixel is a
+# candidate where the *Laplacian* $L$ of the map $m$ is not zero: the sum of its four neighbours minus four times
+# itself. The candidates are then thinned to lines one pixel wide ({numref}`fig-01-laplacian`). `LabelMap` names
+# classes, so two chairs that touch have no boundary between them. The map we use here gives every thing a number of its
+# own, so here they have one.
 #
 # ```{math}
 # :label: eq-01-laplacian
@@ -770,7 +771,7 @@ for rule, metres in (("is kept", 2 * divided), ("is divided", divided)):
     growth = person_height(metres, parts) / before
     print(f"where depth {rule:10} people grow by a factor of {growth:.1f}")
 
-# %% mystnb={"figure": {"name": "fig-01-zoom", "caption": "The people of the room, enlarged twice. With the depth of the original the label claims a room of giants; divided by two it says that everything came nearer."}, "image": {"alt": "Four pictures: the room, an enlarged window of it with a person, the enlarged depth map in unchanged colours, and the same in brighter colours because everything is nearer."}}
+# %% mystnb={"figure": {"name": "fig-01-zoom", "caption": "The person in the room, enlarged twice. With the depth of the original the label claims a giant; divided by two it says that everything came nearer."}, "image": {"alt": "Four pictures: the room, an enlarged window of it with a person, the enlarged depth map in unchanged colours, and the same in brighter colours because everything is nearer."}}
 top, left = (int(np.clip(2 * at.mean() - 128, 0, 256)) for at in (rows, columns))
 middle = np.s_[top : top + 256, left : left + 256]  # around the people
 show_row(
@@ -915,10 +916,10 @@ print(*(f"{share:.0%}" for share in thinness), sep=", ")
 #
 # ### What a constant answer scores
 #
-# How well does a model do that never looks at the image? For each task take a good constant: the most frequent class, the mean depth, the
-# mean direction, *boundary everywhere*. (mIoU averages over classes how well two regions overlap; F combines how much of an answer is right with
-# how much is found. Both are chapter 2, with a tolerance for boundaries that is left out here.) Whatever a network scores
-# means something only beside these numbers.
+# How well does a model do that never looks at the image? For each task take a good constant: the most frequent class,
+# the mean depth, the mean direction, *boundary everywhere*. (mIoU averages over classes how well two regions overlap; F
+# combines how much of an answer is right with how much is found. Chapter 2 explains both, with a tolerance for
+# boundaries that is left out here.) Whatever a network scores means something only beside these numbers.
 
 # %%
 wall, nobody = share["semseg"].max(), share["human_parts"][0]
@@ -1110,8 +1111,8 @@ _ = ch01.check_boundaries(boundaries)
 #
 # ```{exercise} Depth under a zoom
 # :label: ex-01-zoom
-# Write `zoom_depth(depth, zoom)`: a depth map (H, W) in metres, enlarged by the whole number `zoom` with the nearest neighbour, as a network
-# trained with one camera should see it. 0 stays invalid.
+# Write `zoom_depth(depth, zoom)`: a depth map (H, W) in metres, enlarged by the whole number `zoom` with the nearest
+# neighbour, its metres changed by the field's rule. 0 stays invalid.
 # ```
 
 

@@ -1086,9 +1086,11 @@ def show_chart():
 show_chart()
 
 # %% [markdown]
-# Read it by rows. The **shift** is nearly free for boundaries, because two pixels are within the tolerance, and ruinous for human parts, whose arms and legs are only a few
-# pixels wide. The **noise** hardly disturbs boundaries either: speckles are no ridges that survive a threshold. It tells on normals, where each pixel's angle counts for itself. The **dropped** object costs the class metrics a good deal, and normals
-# little: most of the picture is still right.
+# Read it by rows. The **shift** is nearly free for boundaries, because two pixels are within the tolerance, and ruinous
+# for human parts, whose arms and legs are only a few pixels wide. The **noise** hardly disturbs boundaries either:
+# speckles are no ridges that survive a threshold. It tells on human parts, because every wrong speck is a false
+# positive of some small class, and on normals, where each pixel's angle counts for itself. The **dropped** object costs
+# the class metrics a good deal, and normals little: most of the picture is still right.
 #
 # Read by columns: most metrics put the four mistakes in an order of their own. A model is not good or bad at seeing; it is good or bad at what a metric asks.
 

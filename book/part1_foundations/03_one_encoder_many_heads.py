@@ -127,7 +127,7 @@ _ = canvas.text(
 # \mathbf{Z}'' = \mathbf{Z}' + \operatorname{MLP}(\operatorname{LN}(\mathbf{Z}')),
 # ```
 #
-# where $\mathbf{Z} \in \mathbb{R}^{L \times C}$ holds one row for each of the $L$ tokens and LN normalises each row.
+# where $\mathbf{Z}$ holds one row for each of the $L$ tokens (here 64 rows of 96 numbers) and LN normalises each row.
 
 # %%
 torch.manual_seed(0)
@@ -326,8 +326,8 @@ print(
 #
 # MLoRE reports 115 M parameters and 391 G operations for this baseline with ViT-B, five tasks of PASCAL-Context and
 # images of 512 × 512. Can we account for them? A convolution with $k \times k$ weights from $a$ to $b$ channels has
-# $k^2 ab$ weights, and multiplies each of them once for every pixel of its output. The paper's text sets $C$ to 384 with ViT-L
-# and speaks of 640 in an ablation with ViT-B; the counts below settle for 640.
+# $k^2 ab$ weights, and multiplies each of them once for every pixel of its output. The paper's text sets $C$ to 384
+# with ViT-L and speaks of 640 in an ablation with ViT-B; the counts below decide for 640.
 
 # %%
 T, width, C_paper = len(me.PASCAL_CONTEXT), 768, 640
@@ -887,7 +887,7 @@ print("normals: longer vectors:", bool(lengths[0] < lengths[1]))
 # %% [markdown]
 # The normals, whose vectors have grown, have fallen far, and the ratios between the tasks are not those of the beginning. No
 # fixed set of weights can balance the tasks at both ends. And length is only half of it, for two tasks may also pull the
-# backbone in opposite directions; chapter 13 returns to that.
+# backbone in opposite directions; [chapter 6](../part2_mlore/06_generic_path_and_task_experts.ipynb) measures that.
 #
 # ### Look for yourself
 #
@@ -1252,7 +1252,8 @@ _ = ch03.check_mean_over(safe_mean)
 #
 # ## Takeaways
 #
-# - A backbone gives four maps, a decoder one feature per task, a head one prediction per task. Only the backbone is shared.
+# - A backbone gives four maps, a decoder one feature per task, a head one prediction per task. In the
+#   baseline only the backbone is shared.
 # - The baseline decoder is linear: a map for each scale and task, and a sum. With ViT-B it makes the paper's 115 M
 #   parameters and 391 · 2³⁰ multiply-accumulates, most of the latter in the heads.
 # - Every loss has a value before the first step that can be worked out. If a script reads another, it has a mistake.

@@ -150,7 +150,8 @@ print(f"sharing on Dollhouse: mean Δm {sharing[:, -1].mean():+.1f} %")
 assert abs(counted - printed["parameters"]) < 1
 
 # %% [markdown]
-# On the paper's photographs sharing costs more than it pays. To make it pay is what the decoders of the next parts are for.
+# On the photographs of PASCAL-Context, by MLoRE's table, sharing costs more than it pays. To make it pay is what the
+# decoders of the next parts are for.
 #
 # ## Where to read more
 #

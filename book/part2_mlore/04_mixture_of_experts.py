@@ -131,8 +131,8 @@ _ = show_matrix(axis, relative, titles, list(filters), vmax=1, digits=2)
 
 # %% [markdown]
 # One stock of filters, and a table that says which task wants how much of which: that is a **mixture of experts**
-# {cite}`jacobs1991adaptive`. In this chapter the filters will be learned, the table will be learned too, and anew for
-# every image, and most of its entries will be zero.
+# {cite}`jacobs1991adaptive`. In this chapter the filters will be learned. The table will be made anew for
+# every image, by a small network that is learned too, and most of its entries will be zero.
 #
 # ## What you will be able to do
 #
@@ -357,17 +357,17 @@ for order in ("first", "last"):
 # A chosen expert is trained by the task's gradient; one that was left out is not. So the choice confirms itself: who
 # works learns, who learns is chosen again, and nobody finds out whether expert 7 would have been better. The remedy is
 # to try. In training, Shazeer et al. add noise to each logit, whose strength the router learns as well: with a second
-# output $r_n$ per expert,
+# output $\rho_n$ per expert,
 #
 # ```{math}
 # :label: eq-04-noise
 # h_n = \ell_n + \varepsilon_n \sigma_n, \qquad \varepsilon_n \sim \mathcal{N}(0, 1), \qquad
-# \sigma_n = \ln(1 + e^{r_n}),
+# \sigma_n = \ln(1 + e^{\rho_n}),
 # ```
 #
-# and the $k$ largest $h_n$ are chosen. The function of $r_n$, called *softplus*, is always positive. (The released code
-# omits it and multiplies by $r_n$ as it is. Our library keeps it, and keeps $\sigma_n \ge 0.01$, so that no router can
-# end its own exploration.) What the noise does to the choices can be seen in {numref}`fig-04-noise`.
+# and the $k$ largest $h_n$ are chosen. The function of $\rho_n$, called *softplus*, is always positive. (The released
+# code omits it and multiplies by $\rho_n$ as it is. Our library keeps it, and keeps $\sigma_n \ge 0.01$, so that no
+# router can end its own exploration.) What the noise does to the choices can be seen in {numref}`fig-04-noise`.
 
 # %%
 h = {}
@@ -661,7 +661,7 @@ weakly = [train(0, balance=0.01, experts=16, k=1)]
 print("weight 0.01: six or more idle:", min(idle_in_training(weakly, last)) >= 6)
 
 # %% [markdown]
-# So far the textbook. Now a question that textbooks leave out: what happens when the noise is switched off, as it is in
+# So far the textbook. Now one question more: what happens when the noise is switched off, as it is in
 # evaluation? We use the 48 scenes that were not trained on.
 
 
@@ -932,8 +932,8 @@ _ = axis.legend(loc="upper left", bbox_to_anchor=(0.0, 0.98))
 # %% [markdown]
 # Only the 45 calls come near the printed number; what is missing is projections and routers, which
 # [chapter 9](09_mlore_assembled.ipynb) counts too, and the parameters printed include some that the released model
-# carries without using them. One module of fifteen full-width experts costs more than the whole encoder
-# ({numref}`fig-04-price`), and there are eight.
+# carries without using them. With these calls one module of fifteen full-width experts costs more than the whole
+# encoder ({numref}`fig-04-price`), and there are eight.
 #
 # That is the price of a mixture whose experts are as wide as the feature. Must they be?
 # [Chapter 5](05_low_rank_experts.ipynb) makes them thin. [Chapter 8](08_reparameterisation.ipynb), after taking the
@@ -1079,8 +1079,8 @@ _ = ch04.check_price(price)
 # ```{exercise} Another balance loss
 # :label: ex-04-switch
 # Switch Transformers {cite}`fedus2022switch` need no noise for theirs. For logits `(rows, N)` let $f_n$ be the share of
-# rows whose largest probability is that of expert $n$, and $P_n$ the mean of its probabilities. The loss is
-# $N \sum_n f_n P_n$. Write it. What is it when all is equal, and through which factor does the gradient flow?
+# rows whose largest probability is that of expert $n$, and $p_n$ the mean of its probabilities. The loss is
+# $N \sum_n f_n p_n$. Write it. What is it when all is equal, and through which factor does the gradient flow?
 # ```
 
 
@@ -1094,7 +1094,7 @@ _ = ch04.check_switch_loss(switch_loss)
 # ```{solution-start} ex-04-switch
 # :class: dropdown
 # ```
-# It is 1 when all is equal. The shares $f_n$ jump and have no gradient; it flows through $P_n$, and pushes down most
+# It is 1 when all is equal. The shares $f_n$ jump and have no gradient; it flows through $p_n$, and pushes down most
 # what is chosen most.
 
 

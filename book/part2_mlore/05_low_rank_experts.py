@@ -821,8 +821,9 @@ _ = ch05.check_factors(factors)
 # ```{solution-start} ex-05-factors
 # :class: dropdown
 # ```
-# They are not: for any invertible $r \times r$ matrix $\mathbf{A}$, the factors $\mathbf{U}\mathbf{A}$ and $\mathbf{A}^{-1}\mathbf{V}$ have the same product. The number of
-# its weights therefore overstates by $r^2$ in how many directions a low-rank expert can differ from another.
+# They are not: for any invertible $r \times r$ matrix $\mathbf{A}$, the factors $\mathbf{U}\mathbf{A}$ and
+# $\mathbf{A}^{-1}\mathbf{V}$ have the same product. The number of its weights is therefore larger, by $r^2$, than the
+# number of directions in which one low-rank expert can differ from another.
 
 
 # %% jupyter={"source_hidden": true}
@@ -840,8 +841,8 @@ _ = ch05.check_factors(factors)
 #
 # ```{exercise} How much rank is needed?
 # :label: ex-05-needed
-# Write `rank_needed(kernel, share)`: the smallest rank that keeps at least the given share of the sum of squared singular values. Which head's *change* in this
-# chapter needs the fewest for 0.9?
+# Write `rank_needed(kernel, share)`: the smallest rank that keeps at least the given share of the sum of squared
+# singular values. Which head's *change* in this chapter needs the lowest rank for a share of 0.9?
 # ```
 
 

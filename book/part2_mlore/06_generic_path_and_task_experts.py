@@ -307,7 +307,7 @@ sheets(6.66, "$\\mathbf{S}^t$")
 #
 # ```{math}
 # :label: eq-06-generic
-# f_g(\mathbf{X}^t) = \mathbf{W}_g \circledast \mathbf{X}^t + \mathbf{b}_g .
+# f_g(\mathbf{X}^t) = \mathbf{W}_g \circledast \mathbf{X}^t + \mathbf{b}_g ,
 # ```
 #
 # where $\circledast$ is the convolution, as in the paper. To weights that are the same for all tasks, a task is just one more
@@ -477,9 +477,10 @@ again = again.mean(dim=0)  # (T,)
 print(f"a task with itself: {again.min():.2f} to {again.max():.2f}, by task")
 
 # %% [markdown]
-# Begin with the **generic path**. Any two tasks have a cosine of practically zero there. This is not because gradients of single batches were
-# mere noise: the same task on other images agrees with itself by far more. Six tasks teach the same weights, and neither help nor
-# hinder each other.
+# Begin with the **generic path**. Any two tasks have a cosine of practically zero there. This is not because gradients
+# of single batches were mere noise: on other images human parts, saliency, depth and boundaries each agree with
+# themselves by far more, segmentation by little, and only for the normals is one batch hardly a guide to the next. Six
+# tasks teach the same weights, and neither help nor hinder each other.
 #
 # How can that be? At a single pixel the gradient of $\mathbf{W}_g$ is the outer product of what arrives from above, $\boldsymbol\delta^t$, and the patch
 # $\mathbf{x}^t$ of task $t$'s feature that the kernel saw. For two such products
@@ -1143,8 +1144,8 @@ _ = ch06.check_surgery(without_conflict)
 #
 # ## Takeaways
 #
-# - In a mixture with top-$k$ gates an expert learns only from the tasks that choose it. All tasks at once seldom do, far less than by chance:
-#   the tasks share the experts out between them.
+# - In a mixture with top-$k$ gates an expert learns only from the tasks that choose it. All tasks at once seldom do,
+#   far less often than by chance: the tasks share the experts out between them.
 # - The generic path is one 3 × 3 convolution that sees the tasks as a larger batch. Every task teaches it in every image.
 # - A cosine between gradients tells help from conflict. Between private projections and private heads the tasks' gradients at shared weights are nearly at right angles.
 # - A stopped gradient leaves the outputs and the gradients of all three paths' weights as they are, and takes one summand from what flows below. In our networks it changes the gradients' lengths far more than their directions.

@@ -41,8 +41,9 @@ plots.use_style()
 tasks = me.DOLLHOUSE
 
 # %% [markdown]
-# We begin with trained routers, in a small MLoRE with nothing but its shared low-rank experts, one module at each scale, no
-# generic path and no task experts, so that all that a task gets is its router's choice. Each task uses nine of fifteen experts.
+# We begin with trained routers, in a small MLoRE with nothing but its shared low-rank experts, one module at each of
+# three scales, no generic path and no task experts, so that all that a task gets is its router's choice. Each task uses
+# nine of fifteen experts.
 
 # %%
 augment = train_transform(64, scale=(1, 1), photometric=False)  # flips alone
@@ -392,9 +393,9 @@ for axis, (name, rate) in zip(axes, rates.items()):
 name_tasks(axes[0])
 
 # %% [markdown]
-# Most squares are white or dark: for most pairs of a task and an expert the question is settled once and for all, whatever the
-# picture. Is our training too short? The networks of [chapter 9](09_mlore_assembled.ipynb), whole and trained four times as long, were recorded
-# (`book/results/make_mlore_sweeps.py routing`):
+# Most squares are white or dark: for most pairs of a task and an expert the question is settled once and for all,
+# whatever the picture. Is our training too short? The networks of [chapter 9](09_mlore_assembled.ipynb), whole and
+# trained nearly four times as long, were recorded (`book/results/make_mlore_sweeps.py routing`):
 
 # %%
 recorded = json.loads(Path("../results/mlore_routing.json").read_text())
@@ -533,9 +534,10 @@ for title in titles:
     print(f"{title:23} another scene's gates harm most:", ", ".join(most))
 
 # %% [markdown]
-# {numref}`fig-07-exchanged` says three things. As long as experts are all there is, they are the tasks' own: with the next task's experts the losses
-# more than double. Every further path takes over part of that work, though in the whole MLoRE, too, the losses grow by a good part with the wrong experts. And after
-# longer training the routers do look at the image a little, for saliency and for the surface normals.
+# {numref}`fig-07-exchanged` says three things. As long as experts are all there is, they are the tasks' own: with the
+# next task's experts the losses more than triple. Every further path takes over part of that work, though in the whole
+# MLoRE, too, the losses grow by a good part with the wrong experts. And after longer training the routers do look at
+# the image a little, for saliency and for the surface normals.
 #
 # What do they look for? We take, of all position branches of a network (six modules, six tasks), the one whose weights vary most over
 # the places.
@@ -585,8 +587,9 @@ axes[1].set(xlabel="turn of the room", ylabel="gate")
 axes[1].locator_params(axis="x", nbins=5)
 
 # %% [markdown]
-# It is so in all but one or two of the nine networks, and in each of them the normals' gates vary most. This is the clearest use of a router, and of places,
-# that we found, and an agreeable one: to a task that asks which way the walls face, the router says which way the room is turned.
+# It is so in eight of the nine networks, and in each of them the normals' gates vary most. This is the clearest use of
+# a router, and of places, that we found, and an agreeable one: to a task that asks which way the walls face, the router
+# says which way the room is turned.
 #
 # ## Table 4, with error bars
 #
@@ -657,9 +660,9 @@ axes[0].invert_yaxis()
 _ = figure.supxlabel("Δm (%)", fontsize=10)
 
 # %% [markdown]
-# With us, on the right of {numref}`fig-07-table4`, no router can be told from another: the rows differ by less than the seeds within a row do, and the blind router is one
-# of the crowd. That does not say that the paper's order is wrong. It does say that an order made of differences of one or two tenths needs
-# several seeds a row, and has none.
+# With us, on the right of {numref}`fig-07-table4`, no router can be told from another: the rows differ by less than the
+# seeds within a row do, and the blind router is one of the crowd. That does not say that the paper's order is wrong. It
+# does say that an order made of differences of one or two tenths needs several seeds a row, and has one.
 #
 # ## By chance
 #

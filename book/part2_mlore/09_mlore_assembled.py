@@ -302,8 +302,8 @@ for a, b in zip(mine, theirs, strict=True):
 print("features, gates, balance loss and gradients agree")
 
 # %% [markdown]
-# About seventy lines, then, hold the whole of MLoRE. With the backbone and the heads of
-# [chapter 3](../part1_foundations/03_one_encoder_many_heads.ipynb) it is a model, and [chapter 8](08_reparameterisation.ipynb)
+# About sixty lines, then, hold the whole of MLoRE. With the backbone and the heads of [chapter
+# 3](../part1_foundations/03_one_encoder_many_heads.ipynb) it is a model, and [chapter 8](08_reparameterisation.ipynb)
 # gives it its inference form:
 
 # %%
@@ -496,9 +496,9 @@ for variant, part in module.items():
     print(f"{variant:9} same gradient: {torch.allclose(*reaching, atol=1e-4)}")
 
 # %% [markdown]
-# The last row of the list, the end of the decoder, is the largest. The paper's text concatenates the scales. The released
-# model concatenates them only to predict four weights at each pixel, which sum to 1, and the feature is the mean
-# of the four scales with these weights:
+# The last row of the list, the end of the decoder, is the largest difference. The paper's text concatenates the scales.
+# The released model concatenates them only to predict four weights at each pixel, which sum to 1, and the feature is
+# the mean of the four scales with these weights:
 
 # %%
 released_fusion = small["released"].decoder.fusion
@@ -744,7 +744,7 @@ for name in ("baseline", "mlore"):
     fell = [sum(s[t] for s in last) < sum(s[t] for s in first) for t in tasks.names]
     print(f"{name:9} every loss fell:", all(fell))
 
-# %% mystnb={"figure": {"name": "fig-09-live", "caption": "Forty steps of the baseline and of MLoRE. Left: the six losses, without their weights, added; right: what is added for balance."}, "image": {"alt": "At the left two curves that fall side by side to less than half. At the right the balance loss of MLoRE, which is thousandths, and moves up and down with the gates."}}
+# %% mystnb={"figure": {"name": "fig-09-live", "caption": "Forty steps of the baseline and of MLoRE. Left: the six losses, without their weights, added; right: what is added for balance."}, "image": {"alt": "At the left two curves that fall side by side to less than half. At the right the balance loss of MLoRE, which falls, not quite steadily, from about a hundredth to half of that."}}
 figure, axes = plt.subplots(1, 2, figsize=(7.5, 2.3))
 for name, curve in curves.items():
     axes[0].plot([sum(step[t] for t in tasks.names) for step in curve], label=name)
@@ -1473,8 +1473,8 @@ _ = ch09.check_slips(slips)
 #
 # ## Takeaways
 #
-# - MLoRE is about seventy lines over parts that each fit a chapter: a projection, three linear paths, a BatchNorm and a router a module,
-#   two modules a scale, and a sum over the scales.
+# - MLoRE is about sixty lines over parts that each fit a chapter: a projection, three linear paths, a BatchNorm and a
+#   router a module, two modules a scale, and a sum over the scales.
 # - The paper's text and its checkpoints are two networks. The printed sizes of ViT-B and ViT-L belong to the second; each
 #   difference is one visible switch of the library.
 # - The FLOPs and parameters of the tables can be accounted for, to one G in 1834, with unused layers, dynamic kernels and
@@ -1486,6 +1486,6 @@ _ = ch09.check_slips(slips)
 #   checkpoints differ. A ranking holds where it was measured, and for the details that it was measured with.
 # - Tables that print a derived number can be checked by arithmetic; 32 of 34 rows pass.
 #
-# You can now build, size, train, fuse and judge the whole of MLoRE, and you know which of its claims you have seen and which you
-# have not. [Part III](../part3_taskexpert/10_dynamic_assembly.ipynb) goes back one year, to the decoder that MLoRE measures
-# itself against: TaskExpert, whose experts are assembled anew at every token.
+# You can now build, size, train, fuse and judge the whole of MLoRE, and you know which of its claims you have seen and
+# which you have not. [Part III](../part3_taskexpert/10_dynamic_assembly.ipynb) goes back one year, to the decoder that
+# MLoRE measures itself against: TaskExpert, which assembles its features anew at every token.

@@ -107,8 +107,9 @@ _ = axis.legend()
 # %% [markdown]
 # ## One path for all, one for each, one convolution
 #
-# **An expert teaches only the tasks that choose it, so a *generic path* joins all tasks and a *task expert* serves each alone. Gates, sums and
-# BatchNorm are linear at test time: three paths become one kernel for each image and task.**
+# **An expert learns only from the tasks that choose it, so a *generic path* joins all tasks and a *task expert* serves
+# each alone. Gates, sums and BatchNorm are linear at test time: three paths become one kernel for each image and
+# task.**
 
 # %%
 with torch.inference_mode():
@@ -119,7 +120,8 @@ for name, answer in output.predictions.items():
 print("the fused network gives the same answers")
 
 # %% [markdown]
-# The kernel has to be made anew for each image, from stored or from mixed ones. It is a bill to check, not a gift.
+# The kernel has to be made anew for each image: from ready kernels, which must be stored, or from their factors, which
+# costs operations. It is a bill to check, not a gift.
 #
 # ## What seeds leave of it
 #

@@ -501,7 +501,7 @@ print(*(f"{name} {value:.1f}," for name, value in record["metrics"].items()))
 # From the second module on there is one gate more, the seventh, for the task's memory; in the pictures it is black.
 # {numref}`fig-10-poster` has the choices of all modules for one scene.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-10-poster", "caption": "Which gate is largest at each token, for the scene of the first figure: a row for each task, a column for each module. The colours of one column have nothing to do with those of another, since every module has experts of its own. Black is the memory; pale means undecided."}, "image": {"alt": "A table of six rows and twelve columns of small coloured maps. Some are of one colour throughout, many show horizontal bands for floor and wall, and some show the outline of the person. In the seventh column nearly every map is of one colour."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-10-poster", "caption": "Which gate is largest at each token, for the first scene of the first figure: a row for each task, a column for each module. The colours of one column have nothing to do with those of another, since every module has experts of its own. Black is the memory; pale means undecided."}, "image": {"alt": "A table of six rows and twelve columns of small coloured maps. Some are of one colour throughout, many show horizontal bands for floor and wall, and some show the outline of the person. In the seventh column nearly every map is of one colour."}}
 choices = [
     [choice_map(recorded_gates[0, module, t]) for module in range(L)]
     for t in range(T)
@@ -914,9 +914,9 @@ figure, axis = plt.subplots(figsize=(7.5, 1.9))
 draw_sweep(axis, "gates")
 
 # %% [markdown]
-# In {numref}`fig-10-gate-kinds` ours stand beside the paper's. It compares linear gates with context-aware ones before the memory comes in (Table 1, from "w/ MoE" to "w/
-# MoE+CG"); its step is recomputed here over its full model. Pointwise gates it has none; they tell whether it is the
-# context that helps or only the depth.
+# {numref}`fig-10-gate-kinds` has our three. The paper compares linear gates with context-aware ones before the memory
+# comes in (Table 1, from "w/ MoE" to "w/ MoE+CG"); its step, recomputed over its full model, stands beside ours below.
+# It has no pointwise gates; they tell whether it is the context that helps or only the depth.
 
 # %%
 from mlore_edu import published
@@ -937,11 +937,11 @@ show_steps(
 )  # fmt: skip
 
 # %% [markdown]
-# The paper is right about context, and by more than it claims. Its step is there without the memory and with it, outside the noise.
-# And it is the context, not the depth: a pointwise gate, three layers deep, is no better than a linear one. That
-# is remarkable, since the twelve transformer blocks of these networks have mixed all 8 × 8 tokens before any gate looks
-# at one. But a gate with 3 × 3 kernels is also the only place of this decoder that sees two tokens side by side, and
-# has more weights than the others; which of the three it is that counts, the sweep cannot say.
+# Here, too, context helps, and by more than the paper reports. The step is there without the memory and with it,
+# outside the noise. And it is the context, not the depth: a pointwise gate, three layers deep, is no better than a
+# linear one. That is remarkable, since one transformer block at the first module, and twelve at the last, have mixed
+# all 8 × 8 tokens before a gate looks at one. But a gate with 3 × 3 kernels is also the only place of this decoder that
+# sees two tokens side by side, and has more weights than the other gates; which of these counts, the sweep cannot say.
 
 # %%
 for gate, key in kinds.items():
@@ -1243,8 +1243,8 @@ _ = ch10.check_module_size(module_size)
 #   places, the rest follows the picture; which of the two a task relies on differs from task to task. In some modules
 #   every task has settled on an expert, and nothing is assembled any more.
 # - Sparse gates can save little when six tasks share six experts: somebody wants nearly every one.
-# - On Dollhouse, in three hundred steps, context is worth some three percent of Δm, and a deeper gate without it nothing. One
-#   or two active experts do better than all, against the paper's figure.
+# - On Dollhouse, in three hundred steps, context is worth three to four percent of Δm, and a deeper gate without it
+#   nothing. One or two active experts do better than all, against the paper's figure.
 #
 # You can now build a module that assembles features at every token, read its gates, and say what they follow. A
 # TaskExpert has one after each of twelve layers. [Chapter 11](11_task_memory.ipynb) joins them by a memory.
