@@ -660,7 +660,7 @@ _ = ipywidgets.interact(
     across=ipywidgets.IntSlider(32, 0, 63),
 )
 
-# %% mystnb={"figure": {"name": "fig-14-explorer", "caption": "The explorer's view of the person's middle pixel, for human parts. Four scales that attend for themselves; what Eq. 11 would make of the coarse two of these; and what it makes in the network trained with it."}, "image": {"alt": "A picture of a room with a cross on a person, and six maps in blue and red: four scales from fine to coarse, and two maps of 8 by 8 tokens. The two at the right have stronger colours than the others, and do not repeat the pattern of the finest one."}}
+# %% mystnb={"figure": {"name": "fig-14-explorer", "caption": "The explorer's view of the person's middle pixel, for human parts. Four scales that attend for themselves; what Eq. 11 would make of the coarse two of these; and what it makes in the network trained with it."}, "image": {"alt": "A picture of a room with a cross on a person, and six maps in blue and red: four scales from fine to coarse, and two maps of 8 by 8 tokens. Of the two at the right the first has stronger colours than the coarse maps that it is made of; neither repeats the pattern of the finest one."}}
 compare(0, 1, place)
 
 # %% [markdown]
