@@ -1199,7 +1199,7 @@ for backbone, its in searched["library"].items():
 # | chosen anew | never | per image and task | per token and task | never |
 # | paper | MLoRE's | CVPR 2024 | ICCV 2023 | ACM MM 2024 |
 #
-# None of them lets one task read another's feature, as the interacting decoders do that all three papers compare themselves with
+# None of them lets one task read another's feature, as the interacting decoders do with which the papers compare themselves
 # ({cite}`ye2022invpt,ye2023taskprompter`). They differ in how much tasks share, and where.
 
 # %%
