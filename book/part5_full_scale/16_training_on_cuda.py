@@ -798,8 +798,9 @@ for words, network, within in (
     print(f"{words}: same as one process {same(first, whole, within)}")
 
 # %% [markdown]
-# On a network between GPUs the mailbox is a *ring* {cite}`patarasuk2009bandwidth`: every process passes pieces to its neighbour, twice around, and sends
-# $2(R-1)/R$ times the gradient in all, hardly more for a hundred processes than for three. DDP {cite}`li2020distributed` starts to send while the way back is still under way. How much is it?
+# On a network between GPUs the mailbox is a *ring* {cite}`patarasuk2009bandwidth`: every process passes pieces to its
+# neighbour, twice around, and sends $2(R-1)/R$ times the gradient in all, less than twice, however many take part. DDP
+# {cite}`li2020distributed` starts to send while the way back is still under way. How much is it?
 
 # %%
 size = budgets["pascal_mlore_vit_base"].gradients / 2**30
@@ -808,8 +809,9 @@ for world in (2, 4):
     print(f"{world} processes: each sends {sent:.1f} GiB in every step")
 
 # %% [markdown]
-# Links between the GPUs of one machine carry hundreds of gigabytes a second, and nobody notices. Between machines on an ordinary network of 10 Gbit/s it takes half a second
-# and more, several times as long as the arithmetic of the step: two such machines can be slower than one.
+# Links between the GPUs of one machine carry hundreds of gigabytes a second, and nobody notices. Between machines on an
+# ordinary network of 10 Gbit/s it takes half a second and more, several times as long as the arithmetic of the step in
+# bf16: two such machines can be slower than one.
 #
 # ### BatchNorm must know of the others
 #
