@@ -285,7 +285,7 @@ for axis in (left, right):
 # The first map starts the memory. In two points this is not TaskExpert to the letter: the gate is a sigmoid, as there
 # are no other gates to share a softmax with, and a task has one momentum for all maps.
 #
-# **Experts on scales.** On Dollhouse TIF is far ahead of the other two, and [chapter
+# **Experts on scales.** On Dollhouse TIF is far ahead of MLoRE, and [chapter
 # 14](../part4_tif/14_low_to_high_diffusion.ipynb) could not find that its attention is the reason: without any of its
 # three modules it is as good. What remains is four scales, with 3 × 3 convolutions for each task on all of them. MLoRE
 # on `vit_nano` has 8 × 8 tokens and nothing else but the stem. So: TIF's scales and TIF's fusion, and where TIF has
