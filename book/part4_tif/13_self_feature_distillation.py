@@ -960,12 +960,13 @@ for weight in ("weight 10", "narrow"):
     assert "noise" in interval(c_d - a_b, within + across, weight).split(", ")
 
 # %% [markdown]
-# With the usual weights (left in {numref}`fig-13-harm`) another room's normals do segmentation no harm that these runs could show, whichever way the
-# tasks attend. Even useless labels are no poison: from them a network learns an average, and an average disturbs
-# nobody. In the design built for it there is harm, and plenty: both ways of attending lose seven points or more. Across
-# tasks it is two points more than within, as the paper would have it. But that difference, the one number that this
-# experiment was built to find, is smaller than its own uncertainty, after twelve seeds. Nearly all of the harm goes
-# where both networks are alike: through the encoder that the tasks share. If attention adds to it, it adds less.
+# With the usual weights (left in {numref}`fig-13-harm`) another room's normals do segmentation no harm that these runs
+# could show, whichever way the tasks attend. Even useless labels are no poison: from them a network learns an average,
+# and an average disturbs nobody. In the design built for it there is harm, and plenty: both ways of attending lose
+# about seven points or more. Across tasks it is two points more than within, as the paper would have it. But that
+# difference, the one number that this experiment was built to find, is smaller than its own uncertainty, after twelve
+# seeds. Nearly all of the harm goes where both networks are alike: through the encoder that the tasks share. If
+# attention adds to it, it adds less.
 #
 # ### Nothing in common but attention
 #
