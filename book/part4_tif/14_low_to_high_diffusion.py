@@ -252,7 +252,7 @@ for name, values in losses.items():
 # before. In this sense relationships are "predominantly zero". But it does not follow that little is lost without them. With equal
 # weights at scale 0 the losses are several times as large: the few large weights are what the network relies on. At
 # scale 1 it hardly does. The last row is what this chapter is about, the answer of the coarse maps in place of the own
-# one (Eq. 11, derived below). In a network that was not trained with it, it is no better than equal weights.
+# one (Eq. 11, derived below). In a network that was not trained with it, it does worse than equal weights.
 #
 # Two reservations. An exchange shows what *this* network relies on; another one, trained without, may do as well in another way, which
 # is a question for the sweeps at the end. And our finest map has 1,024 tokens, the paper's 16,128.
