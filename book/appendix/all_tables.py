@@ -94,7 +94,9 @@ show("mlore_supplement", 6)
 show("mlore_supplement", 7)
 
 # %% [markdown]
-# The last one is a figure with numbers, the mean gates of the eight modules; its cells are printed as a table in the repository (`mlore_edu/published`) and examined in [chapter 7](../part2_mlore/07_routers.ipynb).
+# The last one is a figure with numbers, the mean gates of the eight modules; its cells are printed as a table in the
+# repository (`mlore_edu/published`) and examined in chapters [7](../part2_mlore/07_routers.ipynb) and
+# [18](../part5_full_scale/18_looking_inside.ipynb).
 
 # %% tags=["remove-input"] mystnb={"markdown_format": "myst"}
 show("mlore_supplement", "figure 5")
@@ -153,7 +155,9 @@ show("tif", 10)
 # %% [markdown]
 # ## Every network that was trained
 #
-# Relative gains over single-task networks in percent, means over seeds; the half-width of Δm's 95 % interval stands behind ±.
+# Relative gains over single-task networks in percent, means over seeds; the half-width of Δm's 95 % interval stands
+# behind ±. These are the networks that stand beside the papers' tables, and their variants. Those of the book's own
+# questions, the hybrids of chapter 20 among them, are shown in the chapters that ask.
 
 # %% tags=["hide-input"]
 import mlore_edu as me

@@ -954,8 +954,9 @@ for stride in (2, 4, 8):
 # \approx 19 \text{ million},
 # ```
 #
-# with $E = D = 768$ and $K = T = 5$. One equation for two unknowns: there is a curve of solutions. `book/results/make_taskexpert_widths.py` walks a grid of all three widths for
-# each backbone, and keeps those with which every published number of that backbone comes out within 3 %.
+# with $E$ for the width of the backbone's tokens, $E = D = 768$, and $K = T = 5$. One equation for two unknowns: there
+# is a curve of solutions. `book/results/make_taskexpert_widths.py` walks a grid of all three widths for each backbone,
+# and keeps those with which every published number of that backbone comes out within 3 %.
 
 # %%
 searched = json.loads(Path("../results/taskexpert_widths.json").read_text())
@@ -1302,8 +1303,9 @@ for before, after in pairwise(published.table("taskexpert", 1).rows):
     )
 
 # %% [markdown]
-# Another baseline moves such a step by a few hundredths. The first two steps are off by a tenth, in opposite directions, which is what
-# one wrong digit in the row between them does: had it said −2.98 instead of −2.88, all three would fit.
+# Over another baseline such a step moves by a few hundredths. The first two steps are off by a tenth, in opposite
+# directions, which is what one wrong digit in the row between them does: had it said −2.98 instead of −2.88, all three
+# would fit.
 #
 # ## MLoRE and TaskExpert, part by part
 #

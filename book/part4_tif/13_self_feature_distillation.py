@@ -795,7 +795,7 @@ for i, shares in between.items():
         f"scale {i}: mean {shares.mean():.1f}; between pairs ± {of_pairs:.2f}, between images ± {of_images:.2f}"
     )
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-images", "caption": "How differently two tasks attend, on 100 images: median and the middle 90 % for each of the 15 pairs, ordered at each scale."}, "image": {"alt": "Two panels with fifteen dots each, rising from left to right, with vertical bars. The bars are short against the rise from the first pair to the last, shorter at scale 2 than at scale 3."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-13-images", "caption": "How differently two tasks attend, on 100 images: median and the middle 90 % for each of the 15 pairs, ordered at each scale."}, "image": {"alt": "Two panels with fifteen dots each, rising from left to right, with vertical bars. The bars are short against the rise from the first pair to the last; at scale 3 they can hardly be seen."}}
 figure, axes = plt.subplots(1, 2, figsize=(7.5, 2.6), sharey=True)
 for axis, (i, shares) in zip(axes, between.items()):
     shares = shares[:, np.median(shares, axis=0).argsort()]
@@ -960,12 +960,13 @@ for weight in ("weight 10", "narrow"):
     assert "noise" in interval(c_d - a_b, within + across, weight).split(", ")
 
 # %% [markdown]
-# With the usual weights (left in {numref}`fig-13-harm`) another room's normals do segmentation no harm that these runs could show, whichever way the
-# tasks attend. Even useless labels are no poison: from them a network learns an average, and an average disturbs
-# nobody. In the design built for it there is harm, and plenty: both ways of attending lose seven points or more. Across
-# tasks it is two points more than within, as the paper would have it. But that difference, the one number that this
-# experiment was built to find, is smaller than its own uncertainty, after twelve seeds. Nearly all of the harm goes
-# where both networks are alike: through the encoder that the tasks share. If attention adds to it, it adds less.
+# With the usual weights (left in {numref}`fig-13-harm`) another room's normals do segmentation no harm that these runs
+# could show, whichever way the tasks attend. Even useless labels are no poison: from them a network learns an average,
+# and an average disturbs nobody. In the design built for it there is harm, and plenty: both ways of attending lose
+# about seven points or more. Across tasks it is two points more than within, as the paper would have it. But that
+# difference, the one number that this experiment was built to find, is smaller than its own uncertainty, after twelve
+# seeds. Nearly all of the harm goes where both networks are alike: through the encoder that the tasks share. If
+# attention adds to it, it adds less.
 #
 # ### Nothing in common but attention
 #
@@ -1003,7 +1004,7 @@ for name, points in harms.items():
         f"{name:20}{points.mean() + 0.0:+.1f} ± {half:.1f} points, {len(points)} seeds"
     )
 
-# %% mystnb={"figure": {"name": "fig-13-frozen", "caption": "What segmentation loses to normals with which it shares nothing but attention, against true normals of weight 10: a dot for each seed. Within each task it is exactly nothing; across tasks it depends on the normals' weight, and not on whether they are true."}, "image": {"alt": "Four rows of dots. In the first, within, all lie at zero. In the second, across with wrong normals of weight 10, they lie at zero or left of it. In the third and fourth, across with wrong and with true normals of weight 1000, all lie to the right, between one and four points."}}
+# %% mystnb={"figure": {"name": "fig-13-frozen", "caption": "What segmentation loses to normals with which it shares nothing but attention, against true normals of weight 10: a dot for each seed. Within each task it is exactly nothing; across tasks it depends on the normals' weight, and not on whether they are true."}, "image": {"alt": "Four rows of dots. In the first, within, all lie at zero. In the second, across with wrong normals of weight 10, they lie at zero or left of it. In the third and fourth, across with wrong and with true normals of weight 1000, all lie to the right, between one and three points."}}
 figure, axis = plt.subplots(figsize=(7.5, 1.9))
 for y, points in enumerate(harms.values()):
     axis.plot(points, [y] * len(points), "o", alpha=0.6, color=plots.OKABE_ITO[0])
@@ -1215,7 +1216,8 @@ for (block, name), (value, half) in ours.items():
     )
 
 # %% [markdown]
-# (The last column of {numref}`fig-13-table1` judges the paper's claim that tasks are better without interaction, not its single numbers.)
+# (The last word of each line judges the paper's claim that tasks are better without interaction, not its single
+# numbers; {numref}`fig-13-table1` draws them.)
 #
 # On our side nearly all of it is noise. What does leave the noise, leaves it to the side of the paper. A few seeds at this size show no
 # harm done by attention across tasks, and no good either; they could have missed differences as small as the paper's.

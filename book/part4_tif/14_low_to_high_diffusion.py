@@ -252,7 +252,7 @@ for name, values in losses.items():
 # before. In this sense relationships are "predominantly zero". But it does not follow that little is lost without them. With equal
 # weights at scale 0 the losses are several times as large: the few large weights are what the network relies on. At
 # scale 1 it hardly does. The last row is what this chapter is about, the answer of the coarse maps in place of the own
-# one (Eq. 11, derived below). In a network that was not trained with it, it is no better than equal weights.
+# one (Eq. 11, derived below). In a network that was not trained with it, it does worse than equal weights.
 #
 # Two reservations. An exchange shows what *this* network relies on; another one, trained without, may do as well in another way, which
 # is a question for the sweeps at the end. And our finest map has 1,024 tokens, the paper's 16,128.
@@ -660,7 +660,7 @@ _ = ipywidgets.interact(
     across=ipywidgets.IntSlider(32, 0, 63),
 )
 
-# %% mystnb={"figure": {"name": "fig-14-explorer", "caption": "The explorer's view of the person's middle pixel, for human parts. Four scales that attend for themselves; what Eq. 11 would make of the coarse two of these; and what it makes in the network trained with it."}, "image": {"alt": "A picture of a room with a cross on a person, and six maps in blue and red: four scales from fine to coarse, and two maps of 8 by 8 tokens. The two at the right have stronger colours than the others, and do not repeat the pattern of the finest one."}}
+# %% mystnb={"figure": {"name": "fig-14-explorer", "caption": "The explorer's view of the person's middle pixel, for human parts. Four scales that attend for themselves; what Eq. 11 would make of the coarse two of these; and what it makes in the network trained with it."}, "image": {"alt": "A picture of a room with a cross on a person, and six maps in blue and red: four scales from fine to coarse, and two maps of 8 by 8 tokens. Of the two at the right the first has stronger colours than the coarse maps that it is made of; neither repeats the pattern of the finest one."}}
 compare(0, 1, place)
 
 # %% [markdown]
@@ -1199,7 +1199,7 @@ for backbone, its in searched["library"].items():
 # | chosen anew | never | per image and task | per token and task | never |
 # | paper | MLoRE's | CVPR 2024 | ICCV 2023 | ACM MM 2024 |
 #
-# None of them lets one task read another's feature, as the interacting decoders do that all three papers compare themselves with
+# None of them lets one task read another's feature, as the interacting decoders do with which the papers compare themselves
 # ({cite}`ye2022invpt,ye2023taskprompter`). They differ in how much tasks share, and where.
 
 # %%

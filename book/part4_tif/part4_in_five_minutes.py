@@ -128,7 +128,7 @@ within, across = (
 assert within[0] == within[1]
 assert all(harmed < unharmed for unharmed, harmed in zip(*across))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-part4-harm", "caption": "Segmentation beside quiet, true normals and beside loud ones of another room, on one frozen encoder: a line for each seed."}, "image": {"alt": "Two panels. At the left, within a task, six level lines between 76 and 78 percent. At the right, across tasks, six lines that begin a little lower and fall by one to three points."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-part4-harm", "caption": "Segmentation beside quiet, true normals and beside loud ones of another room, on one frozen encoder: a line for each seed."}, "image": {"alt": "Two panels. At the left, within a task, six level lines between 76 and 78 percent. At the right, across tasks, six lines that begin a little lower and fall by one to two points."}}
 figure, axes = plt.subplots(1, 2, figsize=(6, 2.3), sharey=True)
 for axis, pair, title in zip(
     axes, (within, across), ("within a task", "across tasks")

@@ -571,7 +571,7 @@ assert np.array_equal(first["semseg"], semseg)
 assert np.array_equal(first["depth"][0], cut["depth"])
 assert ((first["depth"] == 0) == torch.from_numpy(cut["depth"] == 0)).all()
 
-# %% mystnb={"figure": {"name": "fig-15-nyud", "caption": "One room of NYUD's papers' build, as stored and as given. In the classes, 0 is unlabelled (black above, white below). Depth is drawn in grey as stored and in colour as given. Where the window gives no depth, normals were zero, and were stored as the nearest byte; what is read there is a grey vector that means nothing, and counts."}, "image": {"alt": "Two rows of four pictures of one room with a window. Above: image, class numbers with black rims, normals, depth with a black window. Below: the same with white rims and a white window in the depth, but the window of the normals is filled with one flat colour."}}
+# %% mystnb={"figure": {"name": "fig-15-nyud", "caption": "One room in the papers' build of NYUD-v2, as stored and as given. In the classes, 0 is unlabelled (black above, white below). Depth is drawn in grey as stored and in colour as given. Where the window gives no depth, normals were zero, and were stored as the nearest byte; what is read there is a grey vector that means nothing, and counts."}, "image": {"alt": "Two rows of four pictures of one room with a window. Above: image, class numbers with black rims, normals, depth with a black window. Below: the same with white rims and a white window in the depth, but the window of the normals is filled with one flat colour."}}
 in_build = Folder(Path("data/ATRC"), "make it again")
 name = first["meta"]["id"]
 deep = in_build.array(f"depth/{name}.npy")

@@ -798,8 +798,9 @@ for words, network, within in (
     print(f"{words}: same as one process {same(first, whole, within)}")
 
 # %% [markdown]
-# On a network between GPUs the mailbox is a *ring* {cite}`patarasuk2009bandwidth`: every process passes pieces to its neighbour, twice around, and sends
-# $2(R-1)/R$ times the gradient in all, hardly more for a hundred processes than for three. DDP {cite}`li2020distributed` starts to send while the way back is still under way. How much is it?
+# On a network between GPUs the mailbox is a *ring* {cite}`patarasuk2009bandwidth`: every process passes pieces to its
+# neighbour, twice around, and sends $2(R-1)/R$ times the gradient in all, less than twice, however many take part. DDP
+# {cite}`li2020distributed` starts to send while the way back is still under way. How much is it?
 
 # %%
 size = budgets["pascal_mlore_vit_base"].gradients / 2**30
@@ -808,8 +809,9 @@ for world in (2, 4):
     print(f"{world} processes: each sends {sent:.1f} GiB in every step")
 
 # %% [markdown]
-# Links between the GPUs of one machine carry hundreds of gigabytes a second, and nobody notices. Between machines on an ordinary network of 10 Gbit/s it takes half a second
-# and more, several times as long as the arithmetic of the step: two such machines can be slower than one.
+# Links between the GPUs of one machine carry hundreds of gigabytes a second, and nobody notices. Between machines on an
+# ordinary network of 10 Gbit/s it takes half a second and more, several times as long as the arithmetic of the step in
+# bf16: two such machines can be slower than one.
 #
 # ### BatchNorm must know of the others
 #
@@ -1121,7 +1123,7 @@ _ = axis.legend()
 # The decoder is what this book is about, and it is where the time goes ({numref}`fig-16-shares`). On a GPU the picture will be another, for two reasons that can be computed. One is arithmetic, which a GPU does hundreds of times faster; the other is the
 # *number* of operations, each of which has to be asked for. {numref}`fig-16-parts` counts both.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-16-parts", "caption": "The papers' models at 512×512. Left: multiply-accumulates of one image by part. Right: operations asked for in one training step, there (pale) and back (dark); views are not counted, and the optimiser is left out."}, "image": {"alt": "Two groups of horizontal bars for eleven models. Left, stacked bars of backbone, decoder and heads, from less than a hundred to nearly eight hundred. Right, one to three thousand operations a step, the baseline the fewest and MLoRE with ViT-S the most."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-16-parts", "caption": "The papers' models at 512×512. Left: multiply-accumulates of one image by part. Right: operations asked for in one training step, there (pale) and back (dark); views are not counted, and the optimiser is left out."}, "image": {"alt": "Two groups of horizontal bars for eleven models. Left, stacked bars of backbone, decoder and heads, from less than a hundred to nearly eight hundred. Right, seven hundred to three thousand operations a step, the baseline the fewest and MLoRE with ViT-S the most."}}
 chosen = {
     **SHOWN,
     "pascal_tif_hrnet18": "TIF HRNet18",
@@ -1317,7 +1319,7 @@ metrics = start(chosen_recipe, "runs/watched", device)
 assert set(metrics) == set(chosen_recipe.task_set.names)
 steps = [e for e in read_log(Path("runs/watched/log.jsonl")) if "losses" in e]
 
-# %% mystnb={"figure": {"name": "fig-16-log", "caption": "What log.jsonl tells of a run: the weighted loss, the length of the gradient before clipping with the limit of 10 (dashed), and the learning rate."}, "image": {"alt": "Three small charts over iterations. The loss falls from about thirty, quickly at first; the gradient norm falls from a high start and jitters; the learning rate falls in an almost straight line to zero."}}
+# %% mystnb={"figure": {"name": "fig-16-log", "caption": "What log.jsonl tells of a run: the weighted loss, the length of the gradient before clipping with the limit of 10 (dashed), and the learning rate."}, "image": {"alt": "Three small charts over iterations. The loss falls from nearly forty to little more than ten, quickly at first; the gradient norm falls from a high start and jitters; the learning rate falls in an almost straight line to zero."}}
 figure, axes = plt.subplots(1, 3, figsize=(7.5, 2.3))
 for axis, key in zip(axes, ("loss", "gradient_norm", "learning_rate")):
     axis.plot([s["iteration"] for s in steps], [s[key] for s in steps], color=blue)

@@ -449,7 +449,8 @@ print(
 )
 
 # %% [markdown]
-# At 1 pairing would be worth nothing. It costs nothing either, and it is the honest way to treat runs that are not independent, so we keep it.
+# At 1 pairing gains nothing, and it costs degrees of freedom: $n - 1$ are left where two independent lists would leave
+# $2n - 2$. It is still the honest way to treat runs that may not be independent, so we keep it.
 #
 # ### Every task, most tasks
 #
@@ -758,7 +759,7 @@ print(f"mean τ with the papers: {mean(taus):+.2f}")
 #
 # What is a "G"? Count the same network in $10^9$ and in $2^{30}$, and see in which unit it is what the paper prints ({numref}`fig-17-units`). 2³⁰ is 7 % larger than 10⁹.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-17-units", "caption": "Printed FLOPs divided by ours, for every row that we can count, in both units. In its paper's own unit a row lies at 1."}, "image": {"alt": "Two rows of dots. In units of two to the thirty MLoRE's dots lie at one and the others a few percent below; in units of ten to the nine TaskExpert's and TIF's dots lie at one and MLoRE's seven percent below."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-17-units", "caption": "Printed FLOPs divided by ours, for every row that we can count, in both units. In its paper's own unit a row lies at 1."}, "image": {"alt": "Two rows of dots. In units of two to the thirty MLoRE's dots lie at one and the others some seven percent above; in units of ten to the nine TaskExpert's and TIF's dots lie at one and MLoRE's seven percent below."}}
 figure, axis = plt.subplots(figsize=(7.5, 2.1))
 for offset, paper in enumerate(("mlore", "taskexpert", "tif")):
     for key, its in overview.items():

@@ -544,10 +544,12 @@ print("the gate in the figure:", *told)
 # tasks that have to find the person, which is as it should be. What is left, up to two fifths, follows something that place,
 # class and depth do not tell, at least not linearly.
 #
-# And the gate of {numref}`fig-18-gates`? It is what it looks like: class explains far more of it than place. For this task, this
-# expert of this module has indeed become one for persons and things. To conclude from it that the experts specialise in objects would
-# be to take the best of five hundred for the mean, of which a fixed mask tells several times as much as the scene does. [Chapter 10](../part3_taskexpert/10_dynamic_assembly.ipynb) found the same division in another network by other
-# means, and that the small part matters: without it body parts and saliency fall apart.
+# And the gate of {numref}`fig-18-gates`? It is what it looks like: class explains far more of it than place. For this
+# task, this expert of this module has indeed become one for persons and things. To conclude from it that the experts
+# specialise in objects would be to take the best of five hundred for the mean; and of the mean gate a fixed mask tells
+# several times as much as the scene does. [Chapter 10](../part3_taskexpert/10_dynamic_assembly.ipynb) found the same
+# division in another network by other means, and that the small part matters: without it body parts and saliency fall
+# apart.
 
 # %%
 added = shares["all three"] - shares["place"]  # (T,)
@@ -673,12 +675,14 @@ for i in (2, 3):
         print(f"  {name:14}", *(f"{100 * v:5.0f}" for v in values.tolist()))
 
 # %% [markdown]
-# Only the body parts do. At scale 2 their attention stays on the own class several times as much as equal weights would,
-# and about twice as much as it does for another scene's classes; so a good part of what looks like care for one's kind is,
-# once more, a habit of place. Segmentation, of which one would expect it most, cares no more for the classes of its scene than for those of another. And
-# saliency *avoids* its kind at scale 2: a thing listens to nearly everything but itself. A reason for it is quickly found, that what
-# stands out is known by its surroundings. But it was found after looking; had it been the other way, we would
-# have had a reason for that.
+# At scale 2 only the body parts do. Their attention stays on the own class several times as much as equal weights
+# would, and about twice as much as it does for another scene's classes; so a good part of what looks like care for
+# one's kind is, once more, a habit of place. Segmentation, of which one would expect it most, cares no more for the
+# classes of its scene than for those of another. And saliency *avoids* its kind at scale 2: a thing listens to nearly
+# everything but itself. A reason for it is quickly found, that what stands out is known by its surroundings. But it was
+# found after looking; had it been the other way, we would have had a reason for that. And at scale 3 it *is* the other
+# way: there saliency keeps to its kind, half as much again as another scene's classes would have it, and the body parts
+# do not.
 
 # %%
 own, other, equal = torch.stack(inside["trained"][2]["kept"]).mean(dim=0)
@@ -815,7 +819,7 @@ bases = {
 }
 common = principal(pooled["trained"][: S // 2].flatten(0, 2))
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-18-pca", "caption": "One scene in the features of MLoRE, three principal components as colours. From above: what the labels say; a basis for each task; one basis for all tasks; and a basis for each task of the same network before training."}, "image": {"alt": "Four rows of six pictures under the names of the tasks. The first has the labels. In the second each task shows the room in strong colours, with things and person set off. In the third the colours are the same range for all tasks, and some of them are nearly plain. In the last, before training, all six look alike, and the outlines of the room can be seen, too."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-18-pca", "caption": "One scene in the features of MLoRE, three principal components as colours. From above: what the labels say; a basis for each task; one basis for all tasks; and a basis for each task of the same network before training."}, "image": {"alt": "Four rows of six pictures under the names of the tasks. The first has the labels. In the second each task shows the room in strong colours, with things and person set off. In the third the colours are the same range for all tasks, and some of them are nearly plain. In the last, before training, all six show the same outlines of the room, in other colours."}}
 figure, axes = plt.subplots(4, T, figsize=(7.5, 5.4))
 rows = {
     "labels": None,
@@ -942,7 +946,7 @@ _ = ipywidgets.interact(
     across=ipywidgets.FloatSlider(0.5, min=0, max=0.99, step=0.03),
 )
 
-# %% mystnb={"figure": {"name": "fig-18-explorer", "caption": "The explorer's view of the scene of this chapter, for human parts and a token of the person. TaskExpert: which gate is largest at each token, a colour for each expert, black the memory."}, "image": {"alt": "Five panels: the body parts of a person in colours; fifteen bars, six of which are missing; a coarse map of a few colours; and two grey pictures of the room with blue patches around a cross."}}
+# %% mystnb={"figure": {"name": "fig-18-explorer", "caption": "The explorer's view of the scene of this chapter, for human parts and a token of the person. TaskExpert: which gate is largest at each token, a colour for each expert, black the memory."}, "image": {"alt": "Five panels: the body parts of a person in colours; fifteen bars, six of which are missing; a coarse map of a few colours; and two grey pictures of the room with a cross and blue patches, in the first around the cross, in the second mostly along the floor."}}
 token = token_of(chosen, "person")
 explore(chosen, "human_parts", (token // 16 + 0.5) / 16, (token % 16 + 0.5) / 16)
 
@@ -1107,8 +1111,9 @@ _ = ch18.check_explained(explained)
 #   load and few experts of all tasks, which is the balance loss at work, and that high ranks carry more, which nobody claimed.
 # - TaskExpert's gates are mostly masks of place. What the scene adds is small, is more for the tasks that must find the
 #   person, and matters.
-# - TIF's attention keeps to its own kind for body parts only, and a good part of that is place. At which scale two tasks are closer
-#   depends on the distance that one takes, and part of the answer is there before training.
+# - TIF's attention keeps to its own kind for body parts at one scale and for saliency at the other, and a good part of
+#   that is place. At which scale two tasks are closer depends on the distance that one takes, and part of the answer is
+#   there before training.
 # - Principal components show what varies most in a basis that somebody chose. Random filters give pretty ones, too, and a
 #   linear probe of untrained features reads more than one would think.
 # - Facts about a way of looking hold for every network; facts about a network hold for that network.

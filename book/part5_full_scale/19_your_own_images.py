@@ -465,7 +465,7 @@ ways = {
 }
 found = {name: judge(way, wide_rooms) for name, way in ways.items()}
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-19-frames", "caption": "Four ways of a wide room into a square frame, and what the network makes of six unseen rooms of 200 × 300 pixels that way. Dashed: the same rooms rendered square, at 128 × 128, which show less of the room at the sides."}, "image": {"alt": "Above four square pictures: a room between grey bars, between bars that continue its border, the room squeezed, and three overlapping squares. Below four bar charts: for segmentation and body parts the bars grow from padding to squares; for the error of normals and depth stretching and squares are lowest; all are worse than the dashed line."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-19-frames", "caption": "Four ways of a wide room into a square frame, and what the network makes of six unseen rooms of 200 × 300 pixels that way. Dashed: the same rooms rendered square, at 128 × 128, which show less of the room at the sides."}, "image": {"alt": "Above four square pictures: a room between grey bars, between bars that continue its border, the room squeezed, and three overlapping squares. Below four bar charts: for segmentation and body parts the bars grow from padding to squares; the error of normals is lowest with stretching, that of depth with stretching and squares; only squares reach the dashed line, and only for segmentation and body parts."}}
 figure, axes = plt.subplots(2, 4, figsize=(7.5, 4.2), height_ratios=(1, 1.1))
 example = plain(wide_rooms[0])
 inside = shrunk(example, (85, 128)).permute(1, 2, 0).numpy()
