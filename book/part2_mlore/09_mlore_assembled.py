@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import mean
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -762,7 +763,7 @@ _ = axes[0].legend()
 # ## The ladder, with several seeds
 #
 # `book/results/make_mlore_sweeps.py` trained everything that the rest of this chapter shows: each configuration with
-# several seeds on the easy Dollhouse at 64 × 64, 400 scenes, 300 steps of 8 images, which is the budget of chapter 3, so that
+# several seeds on the easy Dollhouse at 64 × 64, 400 scenes, 300 steps of 8 images. That is the budget of chapter 3, so
 # the six single-task networks recorded there serve as the baseline of Δm ([chapter 2](../part1_foundations/02_measuring.ipynb)).
 
 # %%
@@ -900,10 +901,12 @@ show_steps(
 
 # %% [markdown]
 # The paper's largest steps are those from the baseline to any mixture, two to three percent. On Dollhouse, with this small
-# network and this budget, there is no such step: none of the four mixtures can be told from the baseline.
+# network and this budget, there is no such step: none of the four mixtures can be told from the baseline. The one step that
+# leaves the noise leads downwards, in the paper too: from full experts to low-rank ones with nothing beside them.
 
 # %%
 assert {verdict(key, sweep["Baseline"], +1) for key in sweep.values()} == {"noise"}
+assert verdict(sweep["Baseline + LoRE"], sweep["Baseline + MoE"], -1) == "supports"
 
 # %% [markdown]
 # ### Task by task
@@ -989,7 +992,7 @@ for start, key in noise_rows.items():
 
 # %% [markdown]
 # Shazeer's start costs several percent ({numref}`fig-09-noise`); what weaker noise still costs, if anything, we can hardly tell. So the preset of
-# `vit_nano` starts at 0.05, here and in every other run of this chapter. Had we not looked, the chapter would have reported that experts
+# `vit_nano` starts at 0.05, here and in every other run of MLoRE in this chapter. Had we not looked, the chapter would have reported that experts
 # hurt. Whether the same holds after forty thousand steps is another question: a network that trains for so long has time to turn its
 # noise down. What carries over is the warning. A detail that a paper leaves out may weigh more than
 # the rows that it prints.
@@ -1073,7 +1076,7 @@ def draw_sweep(axis, name, metric="delta_m"):
     axis.set_ylim(len(rows) - 0.4, -0.7)
 
 
-# %% mystnb={"figure": {"name": "fig-09-sweeps", "caption": "Six ablations: Δm of every setting minus Δm of the full model. Black squares: the paper, one run each. Blue: ours, a dot for each seed, mean and 95 % interval; where there is no blue, nothing was recorded."}, "image": {"alt": "Six panels with three to five rows each. The paper's black squares lie within a percent of zero. Our blue dots scatter more widely around it; those of one module a scale lie some three percent to the left."}}
+# %% mystnb={"figure": {"name": "fig-09-sweeps", "caption": "Six ablations: Δm of every setting minus Δm of the full model. Black squares: the paper, one run each. Blue: ours, a dot for each seed, mean and 95 % interval; where there is no blue, nothing was recorded."}, "image": {"alt": "Six panels with three to five rows each. The paper's black squares lie within a percent of zero. Our blue dots scatter more widely around it; those of one module a scale lie three to four percent to the left."}}
 figure, axes = plt.subplots(3, 2, figsize=(7.5, 6.2), sharex=True)
 for axis, name in zip(axes.flat, titles):
     draw_sweep(axis, name)
@@ -1183,7 +1186,7 @@ value, half = difference("mlore stop_gradient=False", "mlore")
 assert abs(value) <= half
 
 # %% [markdown]
-# The stopped gradient does nothing to Δm. The other two answers turn the ladder over. The *released* variant, the network
+# What the stopped gradient does to Δm, if anything, is within the noise. The other two answers turn the ladder over. The *released* variant, the network
 # that the paper's numbers were made with, leaves the baseline behind, and so does the simplest mixture of all, once
 # its gates are left in peace. So mixtures can win on Dollhouse, within this budget, and the direction of the paper's
 # first step has its counterpart here. It was the network of the *text* that did not show it. Which of the
@@ -1382,8 +1385,6 @@ _ = ch09.check_widths(widths)
 def widths(size, low, high):
     return [width for width in range(4, 2049, 4) if low <= size(width) < high]
 
-
-import numpy as np
 
 # %% jupyter={"source_hidden": true}
 tried = (128, 256, 512)

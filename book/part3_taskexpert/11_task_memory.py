@@ -1512,7 +1512,7 @@ _ = ch11.check_memory_price(price)
 # - The paper's numbers fix the width of the features and the size of a module. How a module divides it between
 #   experts and gates is free, and the book says so instead of guessing.
 # - On Dollhouse the context of the gates is worth three percent of Δm; memory, number of modules and the start of the
-#   momentum cannot be told from the noise of three seeds, nor can the division of the widths, short of its end.
+#   momentum cannot be told from the noise of our few seeds, nor can the division of the widths, short of its end.
 # - MLoRE and TaskExpert spend on opposite ends: on a task's own path, made linear to be cheap, or on choosing from a shared one.
 #
 # You can now build TaskExpert at any published size, say which layers each task listens to, and judge a reconstruction by what
