@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from mlore_edu.checks import check_whole
 from mlore_edu.errors import UserError
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -176,7 +177,7 @@ def film_frames(path: Path, every: int = 1) -> Iterator[tuple[int, Tensor]]:
     path
         A file that FFmpeg reads.
     every
-        Give one of so many pictures, beginning with the first.
+        Give one of so many pictures, beginning with the first; at least 1.
 
     Yields
     ------
@@ -185,8 +186,10 @@ def film_frames(path: Path, every: int = 1) -> Iterator[tuple[int, Tensor]]:
     Raises
     ------
     UserError
-        If the package ``av`` is not installed, the file is no film, or damaged. Chapter 19.
+        If ``every`` is no such number, the package ``av`` is not installed, or the file is no film or damaged.
+        Chapter 19.
     """
+    check_whole(1, every=every)
     try:
         import av
     except ImportError as error:

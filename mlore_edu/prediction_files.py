@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mlore_edu.atomic import write_atomically
+from mlore_edu.checks import check_whole
 from mlore_edu.data.files import png_bytes
 from mlore_edu.errors import UserError
 from mlore_edu.images import FILMS, ImageSource, film_frames, read_image
@@ -88,8 +89,7 @@ def predict_files(
     UserError
         If there is nothing to predict, two files would get one name, or ``out`` is not empty or cannot be written.
     """
-    if every < 1:
-        raise UserError(f"every is {every}; give a whole number of at least 1.")
+    check_whole(1, every=every)
     files, tasks, outcome = find_images(sources), tasks_of(model), Outcome()
     check_new(out)
     with explain_disk_errors(f"the predictions to {out}", option="--out"):

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlore_edu.checks import check_choice, check_switches, check_whole
 from mlore_edu.decoders.base import DecoderOutput, MapShape
-from mlore_edu.decoders.checks import check_choice, check_switches, check_whole
 from mlore_edu.decoders.low_rank import Form, LowRankConv2d, LowRankExperts, TaskExperts
 from mlore_edu.decoders.mlore_options import (
     SHAZEER_NOISE,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mlore_edu.decoders.checks import check_whole
+from mlore_edu.checks import check_whole
 from mlore_edu.decoders.low_rank import Form
 from mlore_edu.decoders.moe import SMALLEST_NOISE
 from mlore_edu.decoders.routers import RouterKind

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlore_edu.checks import check_switches, check_whole
 from mlore_edu.decoders.base import DecoderOutput, MapShape, resize
-from mlore_edu.decoders.checks import check_switches, check_whole
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import TaskSet
 

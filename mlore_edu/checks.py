@@ -1,4 +1,4 @@
-"""Refusals of decoders' options; they come from the command line too, where any word may be given for a number."""
+"""Refusals of options; they come from the command line too, where any word may be given for a number."""
 
 from __future__ import annotations
 
