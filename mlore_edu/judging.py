@@ -198,7 +198,11 @@ def _judge_model(
 
 def _listed(dataset: LabelledImages, choices: Choices) -> frozenset[str]:
     """Ids of the images whose boundaries count."""
-    return read_image_ids(choices.boundary_images, dataset.ids) if choices.boundary_images else frozenset(dataset.ids)
+    if choices.boundary_images is None:
+        return frozenset(dataset.ids)
+    if "edge" not in dataset.tasks:
+        raise UserError("--boundary-images is for boundaries, and none are judged here; leave it out.")
+    return read_image_ids(choices.boundary_images, dataset.ids)
 
 
 def only_listed(answered: Answered, listed: Collection[str]) -> Iterator[tuple[Answers, Batch]]:
@@ -286,11 +290,11 @@ def judge_predictions(
     """
     root, everything = _root(data, choices), TASK_SETS[data]
     dataset = open_dataset(data, root, "val", everything)
-    listed = _listed(dataset, choices)
     files = find_predictions(folder, everything, dataset.ids, partial=partial)
     tasks = everything.subset(*files.names)
     read = ReadPredictions(files, tasks, img_size or FRAMES.get(data))
     dataset = dataset.using(tasks=tasks, transform=Pipeline((read, IgnoreEmptyParts(), ToTargets())))
+    listed = _listed(dataset, choices)
     boundary, saliency, meters = _protocol(data, tasks, choices)
     with tqdm(_share(dataset, 1), desc="evaluating", disable=not choices.progress, leave=False) as batches:
         answered = ((batch["meta"][0]["predictions"], batch) for batch in batches)
