@@ -19,7 +19,7 @@ from mlore_edu.atomic import write_atomically
 from mlore_edu.checks import check_whole
 from mlore_edu.data.files import png_bytes
 from mlore_edu.errors import UserError
-from mlore_edu.images import FILMS, ImageSource, film_frames, read_image
+from mlore_edu.images import FILMS, film_frames, read_image
 from mlore_edu.model import MultiTaskModel
 from mlore_edu.pictures import panel
 from mlore_edu.prediction import predict, tasks_of
@@ -153,29 +153,16 @@ def _images(path: Path, every: int) -> Iterator[tuple[str, Tensor]]:
         yield f"{path.stem}_{number:06d}", frame
 
 
-def draw_answers(image: ImageSource, answers: Mapping[str, Tensor], tasks: TaskSet, side: int = SIDE) -> Image.Image:
-    """All answers over their image, side by side.
-
-    Parameters
-    ----------
-    image
-        As for :func:`~mlore_edu.prediction.predict`.
-    answers
-        From :func:`~mlore_edu.prediction.predict`.
-    tasks
-        Those of the model.
-    side
-        Largest width of a cell in pixels.
-    """
-    pixels = read_image(image)
-    step = -(-max(pixels.shape[-2:]) // (2 * side))  # of a large photo every so many pixels are enough
-    row = {name: value[..., ::step, ::step].numpy() for name, value in {"image": pixels, **answers}.items()}
+def _draw(image: Tensor, answers: Mapping[str, Tensor], tasks: TaskSet) -> Image.Image:
+    """All answers over their image, side by side."""
+    step = -(-max(image.shape[-2:]) // (2 * SIDE))  # of a large photo every so many pixels are enough
+    row = {name: value[..., ::step, ::step].numpy() for name, value in {"image": image, **answers}.items()}
     classes = tasks["semseg"].channels if "semseg" in tasks else None
-    return panel([row], side=max(64, min(side, pixels.shape[-1])), classes=classes, overlaid=True)
+    return panel([row], side=max(64, min(SIDE, image.shape[-1])), classes=classes, overlaid=True)
 
 
 def _write(out: Path, name: str, image: Tensor, answers: Mapping[str, Tensor], tasks: TaskSet, arrays: bool) -> None:
-    picture = draw_answers(image, answers, tasks)
+    picture = _draw(image, answers, tasks)
     with explain_disk_errors(f"the predictions to {out}", option="--out"):
         write_atomically(out / f"{name}.png", png_bytes(np.asarray(picture)), durable=False)
         for task in tasks if arrays else ():
