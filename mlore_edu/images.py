@@ -10,18 +10,17 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from mlore_edu.arrays import Array
 from mlore_edu.checks import check_whole
 from mlore_edu.errors import UserError
 
-Array: TypeAlias = npt.NDArray[Any]
 ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | Array | Tensor
 """What :func:`read_image` takes."""
 

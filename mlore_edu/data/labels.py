@@ -11,11 +11,9 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mlore_edu.arrays import Array
 from mlore_edu.tasks import IGNORE
-
-Array = npt.NDArray[Any]
 
 
 def _package_data(name: str) -> Any:

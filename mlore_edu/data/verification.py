@@ -16,9 +16,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from tqdm import tqdm
 
+from mlore_edu.arrays import Array
 from mlore_edu.data.catalogue import BENCHMARKS, Benchmark
 from mlore_edu.data.derived import DerivedLabels
-from mlore_edu.data.files import Array, FileError, Folder
+from mlore_edu.data.files import FileError, Folder
 from mlore_edu.data.nyud_builds import MEANING
 from mlore_edu.data.nyud_v2 import NYUDv2, recorded_build
 from mlore_edu.data.parallel import in_parallel
