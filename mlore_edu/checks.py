@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,20 @@ def check_whole(least: int, **options: Any) -> None:
     for option, value in options.items():
         if type(value) is not int or value < least:
             raise UserError(f"{option} is {value!r}; give a whole number of at least {least}.")
+
+
+def check_weight(**options: Any) -> None:
+    """Refuse what is not a finite number of at least 0."""
+    for option, value in options.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+            raise UserError(f"{option} is {value!r}; give a number of at least 0.")
+
+
+def check_inner_share(**options: Any) -> None:
+    """Refuse what is not a number between 0 and 1, both left out."""
+    for option, value in options.items():
+        if not isinstance(value, float) or not 0 < value < 1:
+            raise UserError(f"{option} is {value!r}; give a number between 0 and 1.")
 
 
 def check_switches(**options: Any) -> None:

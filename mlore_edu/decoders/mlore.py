@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlore_edu.checks import check_choice, check_switches, check_whole
+from mlore_edu.checks import check_choice, check_switches, check_weight, check_whole
 from mlore_edu.decoders.base import DecoderOutput, MapShape
 from mlore_edu.decoders.low_rank import Form, LowRankConv2d, LowRankExperts, TaskExperts
 from mlore_edu.decoders.mlore_options import (
@@ -291,8 +291,7 @@ class MLoREDecoder(nn.Module):
         check_paths(experts, generic, generic_rank, task_experts, stop_gradient)
         if plain_maps >= len(maps):
             raise UserError(f"plain_maps is {plain_maps} of {len(maps)} maps; leave at least one to the modules.")
-        if not isinstance(balance_weight, (int, float)) or not 0 <= balance_weight < torch.inf:
-            raise UserError(f"balance_weight is {balance_weight!r}; give a number of at least 0.")
+        check_weight(balance_weight=balance_weight)
         self.task_names, self.channels, self.balance_weight = tasks.names, channels, balance_weight
         self.size = max((shape.height, shape.width) for shape in maps)
         released = variant == "released"

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from mlore_edu.checks import check_inner_share
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import TASK_SETS, TaskSet
 
@@ -181,8 +182,7 @@ class Recipe:
             raise UserError(f"drop_path_rate is {self.drop_path_rate}; give a probability below 1.")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema is {self.ema}; give a share below 1 such as 0.999, or 0 for no average.")
-        if not 0 < self.edge_positive_weight < 1:
-            raise UserError(f"edge_positive_weight is {self.edge_positive_weight}; give a number between 0 and 1.")
+        check_inner_share(edge_positive_weight=self.edge_positive_weight)
         if min(self.img_size) < 16:
             raise UserError(f"img_size is {self.img_size[0]} x {self.img_size[1]}; give at least 16 16.")
         if self.batch_size % self.accumulation:
