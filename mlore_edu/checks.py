@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mlore_edu.errors import UserError
+
+
+def check_new(folder: Path, option: str) -> None:
+    """Refuse a folder that holds anything, or is none: writing into it must destroy nothing."""
+    if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
+        raise UserError(f"{folder} is there already and is not an empty folder; choose another with {option}.")
 
 
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlore_edu.checks import check_new
 from mlore_edu.comparison import as_record, beside_the_papers, gain_over, results_table, single_task_runs
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import TASK_SETS
@@ -87,13 +88,8 @@ def _check(options: argparse.Namespace) -> None:
     if options.json and not options.json.parent.is_dir():
         raise UserError(f"there is no folder {options.json.parent}; make it, or choose another with --json.")
     for option in ("pictures", "save_predictions"):
-        _check_new(getattr(options, option), "--" + option.replace("_", "-"))
-
-
-def _check_new(folder: Path | None, option: str) -> None:
-    """Writing into a folder must destroy nothing."""
-    if folder and folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
-        raise UserError(f"{folder} is there already and is not an empty folder; choose another with {option}.")
+        if folder := getattr(options, option):
+            check_new(folder, "--" + option.replace("_", "-"))
 
 
 @contextmanager

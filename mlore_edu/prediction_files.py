@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mlore_edu.atomic import write_atomically
-from mlore_edu.checks import check_whole
+from mlore_edu.checks import check_new, check_whole
 from mlore_edu.data.files import png_bytes
 from mlore_edu.errors import UserError
 from mlore_edu.images import FILMS, film_frames, read_image
@@ -91,7 +91,7 @@ def predict_files(
     """
     check_whole(1, every=every)
     files, tasks, outcome = find_images(sources), tasks_of(model), Outcome()
-    check_new(out)
+    check_new(out, "--out")
     with explain_disk_errors(f"the predictions to {out}", option="--out"):
         for folder in (out, *(out / name for name in tasks.names if arrays)):
             folder.mkdir(parents=True, exist_ok=True)
@@ -130,18 +130,6 @@ def find_images(sources: Sequence[Path]) -> list[Path]:
                 raise UserError(f"{files[path.stem]} and {path} would both be {path.stem}.png; rename one of them.")
             files[path.stem] = path
     return list(files.values())
-
-
-def check_new(folder: Path) -> None:
-    """Make sure that writing into a folder destroys nothing.
-
-    Raises
-    ------
-    UserError
-        If it holds anything, or is no folder.
-    """
-    if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
-        raise UserError(f"{folder} is there already and not an empty folder; choose another with --out.")
 
 
 def _images(path: Path, every: int) -> Iterator[tuple[str, Tensor]]:

@@ -223,7 +223,7 @@ class Recipe:
         """
         try:
             stored = json.loads(text)
-            return cls(**{name: _as_tuple(value) for name, value in stored.items()})
+            return cls(**{name: as_tuple(value) for name, value in stored.items()})
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(
                 f"the stored recipe cannot be read ({error}); it was damaged or made by another version: "
@@ -236,9 +236,9 @@ class Recipe:
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
-def _as_tuple(value: Any) -> Any:
+def as_tuple(value: Any) -> Any:
     """JSON knows no tuples: turn its lists back into them."""
-    return tuple(_as_tuple(part) for part in value) if isinstance(value, list) else value
+    return tuple(as_tuple(part) for part in value) if isinstance(value, list) else value
 
 
 def override(recipe: Recipe, arguments: Sequence[str]) -> Recipe:
