@@ -13,7 +13,7 @@ from mlore_edu.errors import UserError
 def check_new(folder: Path, option: str) -> None:
     """Refuse a folder that holds anything, or is none: writing into it must destroy nothing."""
     if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
-        raise UserError(f"{folder} is there already and is not an empty folder; choose another with {option}.")
+        raise UserError(f"{folder} is there already and not an empty folder; choose another with {option}.")
 
 
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:

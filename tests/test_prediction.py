@@ -231,7 +231,7 @@ def test_arrays_are_those_that_evaluate_reads(photos, tmp_path):
 
 
 def test_nothing_is_overwritten_and_no_two_files_share_a_name(photos, tmp_path):
-    with pytest.raises(UserError, match=r"photos is there already and is not an empty folder; choose another with --out"):
+    with pytest.raises(UserError, match=r"photos is there already and not an empty folder; choose another with --out"):
         predict_files(MODEL, [photos], photos)
     shutil.copy(photos / "room.jpg", photos / "room.bmp")
     with pytest.raises(UserError, match=r"room.bmp and .*room.jpg would both be room.png; rename one of them"):
