@@ -8,13 +8,14 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mlore_edu.atomic import write_atomically
 from mlore_edu.training.run_folder import versions
@@ -34,6 +35,13 @@ def write_record(path: Path | None, options: Any, load: float | None, **measured
     if path:
         record = {**versions(), "load": load, "options": {**asdict(options), "json": str(path)}, **measured}
         write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def agree(results: Sequence[Tensor]) -> None:
+    """All forms must give the same result; the first is what the others are held against."""
+    for result in results:
+        if not (result - results[0]).abs().max() <= 1e-3 * results[0].abs().max():  # not: nan differs too
+            raise SystemExit("two forms give different results; mend one of them before their costs are compared.")
 
 
 def seconds(run: Callable[[], Any], device: str) -> float:

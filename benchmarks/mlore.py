@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 import torch
 import tyro
-from measuring import MIB, begin, peak_memory, peak_memory_on_gpu, seconds, write_record
+from measuring import MIB, agree, begin, peak_memory, peak_memory_on_gpu, seconds, write_record
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -205,7 +205,8 @@ def measure(cases: list[Case], options: Options, device: str) -> list[dict[str, 
     """One row for every case; all take turns, and the matrix products with them."""
     precisions = sorted({case.precision for case in cases})
     runs = {case: prepare(case, options, device) for case in cases}
-    agree(runs)
+    # Only inference as it is written: half precision and compiled code may differ.
+    agree([run() for c, run in runs.items() if not (c.training or c.compiled) and c.precision == "fp32"])
     rates, least = dict.fromkeys(precisions, 0.0), dict.fromkeys(cases, float("inf"))
     for case, run in runs.items():
         if case.compiled or device == "cuda":
@@ -236,14 +237,6 @@ def resident_memory(case: Case, options: Options) -> int:
 
 def run_once(case: Case, options: Options) -> None:
     prepare(case, options, "cpu")()
-
-
-def agree(runs: dict[Case, Callable[[], Tensor]]) -> None:
-    """All forms must give the same result; half precision and compiled code are not compared."""
-    results = {c: run() for c, run in runs.items() if not (c.training or c.compiled) and c.precision == "fp32"}
-    for result in results.values():
-        naive = next(iter(results.values()))
-        assert (result - naive).abs().max() <= 1e-3 * naive.abs().max(), "two forms give different results"
 
 
 def all_cases(part: str, training: bool, device: str) -> list[Case]:

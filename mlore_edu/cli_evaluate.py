@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlore_edu.checks import check_new
 from mlore_edu.comparison import as_record, beside_the_papers, gain_over, results_table, single_task_runs
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import TASK_SETS
@@ -32,7 +33,7 @@ def add_evaluate(commands: argparse._SubParsersAction[Any]) -> None:
     out = evaluate.add_argument_group("what to write")
     out.add_argument("--json", type=Path, metavar="FILE", help="metrics, details, protocol, the papers' rows, versions")
     out.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw labels beside predictions")
-    out.add_argument("--count", type=int, default=8, help="how many pictures (%(default)s)")
+    out.add_argument("--count", type=int, help="how many pictures (8)")
     out.add_argument("--save-predictions", type=Path, metavar="FOLDER", help="as --predictions takes them")
     only = evaluate.add_argument_group("only with --released or --predictions (a run's recipe says all this)")
     only.add_argument("--data", choices=list(TASK_SETS), help="data set (told by the heads of --released)")
@@ -80,18 +81,15 @@ def _check(options: argparse.Namespace) -> None:
     if options.boundary_protocol and options.boundary_protocol not in BOUNDARY_PROTOCOLS:
         known = ", ".join(BOUNDARY_PROTOCOLS)
         raise UserError(f"there is no --boundary-protocol {options.boundary_protocol}; choose one of {known}.")
-    if options.count < 1:
+    if options.count is not None and options.pictures is None:
+        raise UserError("--count says how many pictures to draw; add --pictures FOLDER, or leave it out.")
+    if options.count is not None and options.count < 1:
         raise UserError(f"--count is {options.count}; give at least 1, or leave out --pictures.")
     if options.json and not options.json.parent.is_dir():
         raise UserError(f"there is no folder {options.json.parent}; make it, or choose another with --json.")
     for option in ("pictures", "save_predictions"):
-        _check_new(getattr(options, option), "--" + option.replace("_", "-"))
-
-
-def _check_new(folder: Path | None, option: str) -> None:
-    """Writing into a folder must destroy nothing."""
-    if folder and folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
-        raise UserError(f"{folder} is there already and is not an empty folder; choose another with {option}.")
+        if folder := getattr(options, option):
+            check_new(folder, "--" + option.replace("_", "-"))
 
 
 @contextmanager
@@ -118,7 +116,7 @@ def _judge(options: argparse.Namespace) -> Judgement:
         saliency=options.saliency,
         save=options.save_predictions,
         pictures=options.pictures,
-        count=options.count,
+        count=options.count or Choices.count,
         progress=distributed.is_main(),
     )
     if options.run:

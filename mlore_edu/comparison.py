@@ -28,7 +28,7 @@ METHODS = {
 """What the papers call this book's decoders."""
 
 _SIZES = {"tiny": "T", "small": "S", "base": "B", "large": "L"}
-BACKBONES = {
+PRINTED_BACKBONES = {
     **{f"vit_{name}": f"ViT-{letter}" for name, letter in _SIZES.items()},
     **{f"swin_{name}": f"Swin-{letter}" for name, letter in _SIZES.items()},
     "hrnet18": "HRNet18",
@@ -126,7 +126,7 @@ def paper_rows(data: str, model: str | None = None) -> list[PaperRow]:
     ranked = []
     for row in rows.values():
         same_method = row.method.partition(" (")[0] == METHODS.get(decoder)
-        same_backbone = row.backbone == BACKBONES.get(backbone)
+        same_backbone = row.backbone == PRINTED_BACKBONES.get(backbone)
         ranked.append((0 if same_method and same_backbone else 1 if same_backbone else 2 if same_method else 3, row))
     alike = [row for rank in (0, 1, 2) for its, row in ranked if its == rank]
     return alike or [

@@ -281,15 +281,3 @@ def _best_answer(task: Task, sums: Tensor) -> Tensor:
         return F.normalize(total, dim=0)  # (3, H, W)
     mean = total / valid.clamp(min=1)
     return mean if task.loss == "depth_l1" else mean[0]  # (1, H, W) or (H, W)
-
-
-def evaluate_run(
-    run: Path, *, root: str | None = None, boundary_protocol: str | None = None, progress: bool = True
-) -> Evaluation:
-    """Judge the last checkpoint of a run again; the same numbers as at its end, unless other choices are asked for.
-
-    The short form of :func:`mlore_edu.judging.judge_run`, which takes the same choices and more.
-    """
-    from mlore_edu.judging import Choices, judge_run
-
-    return judge_run(run, Choices(root=root, boundary=boundary_protocol, progress=progress)).evaluation

@@ -10,17 +10,17 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from mlore_edu.arrays import Array
+from mlore_edu.checks import check_whole
 from mlore_edu.errors import UserError
 
-Array: TypeAlias = npt.NDArray[Any]
 ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | Array | Tensor
 """What :func:`read_image` takes."""
 
@@ -176,7 +176,7 @@ def film_frames(path: Path, every: int = 1) -> Iterator[tuple[int, Tensor]]:
     path
         A file that FFmpeg reads.
     every
-        Give one of so many pictures, beginning with the first.
+        Give one of so many pictures, beginning with the first; at least 1.
 
     Yields
     ------
@@ -185,8 +185,10 @@ def film_frames(path: Path, every: int = 1) -> Iterator[tuple[int, Tensor]]:
     Raises
     ------
     UserError
-        If the package ``av`` is not installed, the file is no film, or damaged. Chapter 19.
+        If ``every`` is no such number, the package ``av`` is not installed, or the file is no film or damaged.
+        Chapter 19.
     """
+    check_whole(1, every=every)
     try:
         import av
     except ImportError as error:

@@ -33,7 +33,7 @@ from mlore_edu.evaluation import (
     spread,
 )
 from mlore_edu.metrics import Meter, make_meters, read_image_ids
-from mlore_edu.metrics.saliency import Variant
+from mlore_edu.metrics.saliency import SaliencyVariant
 from mlore_edu.saved_predictions import FRAMES, PredictionFiles, ReadPredictions, find_predictions, save_answers
 from mlore_edu.tasks import TASK_SETS, TaskSet
 from mlore_edu.training import checkpoint, distributed
@@ -49,7 +49,7 @@ RELEASED_BATCH = 4
 VIT_SIZES = {384: "small", 768: "base", 1024: "large"}
 """Backbones of those checkpoints by their width."""
 
-DOLLHOUSE = "data/dollhouse"
+DOLLHOUSE_ROOT = "data/dollhouse"
 """Where Dollhouse lies unless one is told."""
 
 
@@ -78,14 +78,14 @@ class Choices:
     root: str | None = None
     boundary: str | None = None
     boundary_images: Path | None = None
-    saliency: Variant | None = None
+    saliency: SaliencyVariant | None = None
     save: Path | None = None
     pictures: Path | None = None
     count: int = 8
     progress: bool = True
 
 
-class Training(NamedTuple):
+class TrainingRecord(NamedTuple):
     """How a run was trained: iterations done and planned, images a batch over all GPUs, (H, W) of an image."""
 
     iteration: int
@@ -129,7 +129,7 @@ class Judgement:
     boundary: str
     saliency: str
     evaluation: Evaluation
-    training: Training | None = None
+    training: TrainingRecord | None = None
     remarks: tuple[str, ...] = ()
 
     @property
@@ -176,7 +176,7 @@ def judge_run(run: Path, choices: Choices) -> Judgement:
         boundary=recipe.boundary_protocol or CUSTOM[recipe.data],
         saliency=recipe.saliency_variant,
         evaluation=_judge_model(model, loader, dataset, recipe_meters(recipe), choices),
-        training=Training(state["iteration"], recipe.iterations, recipe.batch_size, recipe.img_size),
+        training=TrainingRecord(state["iteration"], recipe.iterations, recipe.batch_size, recipe.img_size),
     )
 
 
@@ -198,7 +198,11 @@ def _judge_model(
 
 def _listed(dataset: LabelledImages, choices: Choices) -> frozenset[str]:
     """Ids of the images whose boundaries count."""
-    return read_image_ids(choices.boundary_images, dataset.ids) if choices.boundary_images else frozenset(dataset.ids)
+    if choices.boundary_images is None:
+        return frozenset(dataset.ids)
+    if "edge" not in dataset.tasks:
+        raise UserError("--boundary-images is for boundaries, and none are judged here; leave it out.")
+    return read_image_ids(choices.boundary_images, dataset.ids)
 
 
 def only_listed(answered: Answered, listed: Collection[str]) -> Iterator[tuple[Answers, Batch]]:
@@ -286,11 +290,11 @@ def judge_predictions(
     """
     root, everything = _root(data, choices), TASK_SETS[data]
     dataset = open_dataset(data, root, "val", everything)
-    listed = _listed(dataset, choices)
     files = find_predictions(folder, everything, dataset.ids, partial=partial)
     tasks = everything.subset(*files.names)
     read = ReadPredictions(files, tasks, img_size or FRAMES.get(data))
     dataset = dataset.using(tasks=tasks, transform=Pipeline((read, IgnoreEmptyParts(), ToTargets())))
+    listed = _listed(dataset, choices)
     boundary, saliency, meters = _protocol(data, tasks, choices)
     with tqdm(_share(dataset, 1), desc="evaluating", disable=not choices.progress, leave=False) as batches:
         answered = ((batch["meta"][0]["predictions"], batch) for batch in batches)
@@ -333,14 +337,14 @@ def _what_was_there(tasks: TaskSet, files: PredictionFiles, images: int) -> tupl
 
 
 def _root(data: str, choices: Choices) -> str:
-    return choices.root or (str(BENCHMARKS[data].root) if data in BENCHMARKS else DOLLHOUSE)
+    return choices.root or (str(BENCHMARKS[data].root) if data in BENCHMARKS else DOLLHOUSE_ROOT)
 
 
 def _workers() -> int:
     return min(4, os.cpu_count() or 1)
 
 
-def _protocol(data: str, tasks: TaskSet, choices: Choices) -> tuple[str, Variant, dict[str, Meter]]:
+def _protocol(data: str, tasks: TaskSet, choices: Choices) -> tuple[str, SaliencyVariant, dict[str, Meter]]:
     """Names of the protocols where no recipe says them, and their meters."""
     boundary, saliency = choices.boundary or CUSTOM[data], choices.saliency or "standard"
     meters = make_meters(tasks, saliency=saliency, boundary=PROTOCOLS[boundary], workers=_workers())

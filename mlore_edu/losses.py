@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mlore_edu.checks import check_inner_share
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import IGNORE, TaskSet
 
@@ -145,19 +146,18 @@ class MultiTaskLoss:
     loss_weights
         Weights that replace those of the tasks, by task name; e.g. ``{"edge": 10.0}``.
     edge_positive_weight
-        Weight of a boundary pixel in :func:`weighted_bce`.
+        Weight of a boundary pixel in :func:`weighted_bce`, between 0 and 1.
 
     Raises
     ------
     UserError
-        Where a weight names no task of the set, or ``edge_positive_weight`` is not from 0 to 1.
+        Where a weight names no task of the set, or ``edge_positive_weight`` is not between 0 and 1.
     """
 
     def __init__(
         self, tasks: TaskSet, loss_weights: Mapping[str, float] | None = None, edge_positive_weight: float = 0.95
     ) -> None:
-        if not 0 <= edge_positive_weight <= 1:
-            raise UserError(f"edge_positive_weight is {edge_positive_weight}; choose a value from 0 to 1.")
+        check_inner_share(edge_positive_weight=edge_positive_weight)
         self.tasks = tasks
         self.edge_positive_weight = edge_positive_weight
         replaced = {tasks[name].name: weight for name, weight in (loss_weights or {}).items()}

@@ -33,7 +33,7 @@ DECODERS: dict[str, Callable[..., Any]] = {
 }
 """Decoders by name; a model is called ``<decoder>_<backbone>``."""
 
-WIDTHS = {
+DECODER_WIDTHS = {
     **dict.fromkeys(("vit_nano", "vit_nano_12"), 32),
     **dict.fromkeys(("vit_small", "dinov2_small", "dinov3_small"), 192),
     **dict.fromkeys(("vit_base", "dinov2_base", "dinov3_base"), 640),
@@ -168,7 +168,7 @@ def build_model(
     head_stride
         The heads work at 1/``head_stride`` of the image's resolution: 4, and 2 with the nano ViTs, if not given.
     channels
-        Width C of the decoder; see :data:`WIDTHS` for what it is if not given, or the decoder's own ``preset``.
+        Width C of the decoder; see :data:`DECODER_WIDTHS` for what it is if not given, or the decoder's own ``preset``.
     **decoder_overrides
         Options of the decoder, by name; they replace those of its ``preset`` for the backbone, where it has one.
 
@@ -191,7 +191,7 @@ def build_model(
     backbone = build_backbone(backbone_name, img_size, pretrained=pretrained, **of_backbone)
     height, width = img_size
     maps = [MapShape(c, height // s, width // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
-    options = {"channels": WIDTHS[backbone_name], **preset}
+    options = {"channels": DECODER_WIDTHS[backbone_name], **preset}
     decoder = decoder_class(tasks, maps, **(options | decoder_overrides | ({"channels": channels} if channels else {})))
     width_of_features: Any = getattr(decoder, "channels", None)
     if type(width_of_features) is not int:

@@ -7,16 +7,14 @@ normal, deuteranopic and protanopic vision (``tests/test_pictures.py`` checks th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from mlore_edu.arrays import Array
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import DOLLHOUSE_CLASSES, IGNORE, PART_NAMES
-
-Array: TypeAlias = npt.NDArray[Any]
 
 DOLLHOUSE_COLOURS = (
     *("d8d2c4", "9c7450", "f7f4ec", "9fd8f5", "e69f00", "9a7fc0", "4a2c12", "0072b2", "4b2f8a", "6fae8e"),

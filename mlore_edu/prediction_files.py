@@ -16,9 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mlore_edu.atomic import write_atomically
+from mlore_edu.checks import check_new, check_whole
 from mlore_edu.data.files import png_bytes
 from mlore_edu.errors import UserError
-from mlore_edu.images import FILMS, ImageSource, film_frames, read_image
+from mlore_edu.images import FILMS, film_frames, read_image
 from mlore_edu.model import MultiTaskModel
 from mlore_edu.pictures import panel
 from mlore_edu.prediction import predict, tasks_of
@@ -88,10 +89,9 @@ def predict_files(
     UserError
         If there is nothing to predict, two files would get one name, or ``out`` is not empty or cannot be written.
     """
-    if every < 1:
-        raise UserError(f"every is {every}; give a whole number of at least 1.")
+    check_whole(1, every=every)
     files, tasks, outcome = find_images(sources), tasks_of(model), Outcome()
-    check_new(out)
+    check_new(out, "--out")
     with explain_disk_errors(f"the predictions to {out}", option="--out"):
         for folder in (out, *(out / name for name in tasks.names if arrays)):
             folder.mkdir(parents=True, exist_ok=True)
@@ -132,18 +132,6 @@ def find_images(sources: Sequence[Path]) -> list[Path]:
     return list(files.values())
 
 
-def check_new(folder: Path) -> None:
-    """Make sure that writing into a folder destroys nothing.
-
-    Raises
-    ------
-    UserError
-        If it holds anything, or is no folder.
-    """
-    if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
-        raise UserError(f"{folder} is there already and not an empty folder; choose another with --out.")
-
-
 def _images(path: Path, every: int) -> Iterator[tuple[str, Tensor]]:
     """Names and images of one file: one, or those of a film."""
     if path.suffix.lower() not in FILMS:
@@ -153,29 +141,16 @@ def _images(path: Path, every: int) -> Iterator[tuple[str, Tensor]]:
         yield f"{path.stem}_{number:06d}", frame
 
 
-def draw_answers(image: ImageSource, answers: Mapping[str, Tensor], tasks: TaskSet, side: int = SIDE) -> Image.Image:
-    """All answers over their image, side by side.
-
-    Parameters
-    ----------
-    image
-        As for :func:`~mlore_edu.prediction.predict`.
-    answers
-        From :func:`~mlore_edu.prediction.predict`.
-    tasks
-        Those of the model.
-    side
-        Largest width of a cell in pixels.
-    """
-    pixels = read_image(image)
-    step = -(-max(pixels.shape[-2:]) // (2 * side))  # of a large photo every so many pixels are enough
-    row = {name: value[..., ::step, ::step].numpy() for name, value in {"image": pixels, **answers}.items()}
+def _draw(image: Tensor, answers: Mapping[str, Tensor], tasks: TaskSet) -> Image.Image:
+    """All answers over their image, side by side."""
+    step = -(-max(image.shape[-2:]) // (2 * SIDE))  # of a large photo every so many pixels are enough
+    row = {name: value[..., ::step, ::step].numpy() for name, value in {"image": image, **answers}.items()}
     classes = tasks["semseg"].channels if "semseg" in tasks else None
-    return panel([row], side=max(64, min(side, pixels.shape[-1])), classes=classes, overlaid=True)
+    return panel([row], side=max(64, min(SIDE, image.shape[-1])), classes=classes, overlaid=True)
 
 
 def _write(out: Path, name: str, image: Tensor, answers: Mapping[str, Tensor], tasks: TaskSet, arrays: bool) -> None:
-    picture = draw_answers(image, answers, tasks)
+    picture = _draw(image, answers, tasks)
     with explain_disk_errors(f"the predictions to {out}", option="--out"):
         write_atomically(out / f"{name}.png", png_bytes(np.asarray(picture)), durable=False)
         for task in tasks if arrays else ():

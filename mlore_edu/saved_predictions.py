@@ -32,9 +32,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlore_edu.arrays import Array
 from mlore_edu.atomic import write_atomically
 from mlore_edu.data import labels
-from mlore_edu.data.files import Array, Folder, npy_bytes, png_bytes
+from mlore_edu.data.files import Folder, npy_bytes, png_bytes
 from mlore_edu.data.loaders import Batch
 from mlore_edu.data.tensors import Sample
 from mlore_edu.errors import UserError

@@ -20,8 +20,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mlore_edu import published
+from mlore_edu.arrays import Array
 from mlore_edu.errors import UserError
-from mlore_edu.seeds import Array, Interval, kth_interval
+from mlore_edu.seeds import Interval, kth_interval
 from mlore_edu.tasks import DOLLHOUSE, NYUD_V2, PASCAL_CONTEXT, TaskSet
 
 SUPPORTED = "supported on Dollhouse"

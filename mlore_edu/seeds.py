@@ -12,14 +12,12 @@ from itertools import combinations, permutations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.stats import nct
 from scipy.stats import t as student
 
+from mlore_edu.arrays import Array
 from mlore_edu.errors import UserError
-
-Array = npt.NDArray[np.float64]
 
 
 class Interval(NamedTuple):

@@ -34,7 +34,7 @@ from mlore_edu.reparameterization import fuse
 from mlore_edu.tasks import Task, TaskSet
 from mlore_edu.training import checkpoint
 from mlore_edu.training.checkpoint import WEIGHTS, explain_disk_errors
-from mlore_edu.training.recipe import load_recipe
+from mlore_edu.training.recipe import as_tuple, load_recipe
 from mlore_edu.training.run_folder import RunFolder
 
 CONFIG, CARD = "config.json", "README.md"
@@ -189,8 +189,8 @@ def _build(path: Path) -> MultiTaskModel:
         config = json.loads(path.read_text(encoding="utf-8"))
         if config["format"] > FORMAT:
             raise UserError(f"{path} was written by a newer version ({config['library']}); update mlore-edu.")
-        tasks = tuple(Task(**{key: _as_tuple(value) for key, value in task.items()}) for task in config["tasks"])
-        options = {option: _as_tuple(value) for option, value in config["options"].items()}
+        tasks = tuple(Task(**{key: as_tuple(value) for key, value in task.items()}) for task in config["tasks"])
+        options = {option: as_tuple(value) for option, value in config["options"].items()}
         img_size = (int(config["img_size"][0]), int(config["img_size"][1]))
         name, task_set, mode = str(config["model"]), TaskSet(str(config["task_set"]), tasks), config["fused"]
     except FileNotFoundError:
@@ -207,11 +207,6 @@ def _build(path: Path) -> MultiTaskModel:
         )
     model = build_model(name, tasks=task_set, img_size=img_size, **options).eval()
     return model if mode is None else fuse(model, mode)
-
-
-def _as_tuple(value: Any) -> Any:
-    """JSON knows no tuples: turn its lists back into them."""
-    return tuple(_as_tuple(part) for part in value) if isinstance(value, list) else value
 
 
 def _load(model: MultiTaskModel, weights: Mapping[str, Tensor], path: Path) -> None:

@@ -30,7 +30,7 @@ REASONS = {
 NEEDS_GPU = {"inference_memory": "GPU memory", "gpu_hours": "hours of training on a GPU"}
 """Columns that nobody can fill without a GPU."""
 
-COSTS = ("parameters", "flops", "parameters_encoder", "parameters_moe", "parameters_mlore", "flops_moe", "flops_mlore")
+_COSTS = ("parameters", "flops", "parameters_encoder", "parameters_moe", "parameters_mlore", "flops_moe", "flops_mlore")
 """Columns that can be counted."""
 
 _SHORT = {"human_parts": "parts", "parameters": "params", "delta_m": "Δm"}
@@ -161,7 +161,7 @@ def _place(
     if entry is None:  # only tables that compare methods have rows without an entry
         return Place(label(table, row), row, {}, {}, 0, "", REASONS["rival"])
     counted = counts[entry["counted"]] if entry["counted"] else {}
-    costs = {name: float(counted[name]) for name in COSTS if name in counted and _printed(row, name) is not None}
+    costs = {name: float(counted[name]) for name in _COSTS if name in counted and _printed(row, name) is not None}
     its = runs[entry["sweep"], entry["ours"]] if entry["sweep"] else {}
     counterpart = f"{entry['sweep']}: {entry['ours']}" if its else ""
     return Place(label(table, row), row, costs, _means(its), len(its), counterpart, REASONS[entry["reason"]])

@@ -20,7 +20,7 @@ from mlore_edu.comparison import (
 )
 from mlore_edu.errors import UserError
 from mlore_edu.evaluation import Evaluation
-from mlore_edu.judging import Judgement, Training
+from mlore_edu.judging import Judgement, TrainingRecord
 from mlore_edu.model import DECODERS, list_models
 from mlore_edu.tasks import DOLLHOUSE, NYUD_V2, PASCAL_CONTEXT, TASK_SETS
 from mlore_edu.training.recipe import Recipe
@@ -34,7 +34,7 @@ def judgement(data="pascal_context", model="mlore_vit_large", **changes):
     """A judgement by all of the papers' protocols, so that nothing about it is unlike them."""
     tasks = TASK_SETS[data]
     pascal = data == "pascal_context"
-    training = Training(40_000, 40_000, 4, (512, 512) if pascal else (448, 576))
+    training = TrainingRecord(40_000, 40_000, 4, (512, 512) if pascal else (448, 576))
     evaluation = Evaluation({name: OURS[name] for name in tasks.names}, {"edge": {"images": 2498 if pascal else 654}})
     judged = Judgement(
         *("runs/x", model, data, "data/none", tasks, 5105 if pascal else 654),
@@ -154,11 +154,11 @@ def test_only_the_tasks_that_were_judged_have_a_column():
             "the papers' odsF is over 2,498 of the 5,105 images (--boundary-images)",
         ),
         (
-            {"training": Training(300, 40_000, 4, (512, 512))},
+            {"training": TrainingRecord(300, 40_000, 4, (512, 512))},
             "this is iteration 300 of 40,000, the papers' numbers are of the last",
         ),
-        ({"training": Training(9, 9, 2, (512, 512))}, "9 iterations of 2 images, the papers' 40,000 of 4"),
-        ({"training": Training(40_000, 40_000, 4, (64, 80))}, "images of 64×80, the papers' 512×512"),
+        ({"training": TrainingRecord(9, 9, 2, (512, 512))}, "9 iterations of 2 images, the papers' 40,000 of 4"),
+        ({"training": TrainingRecord(40_000, 40_000, 4, (64, 80))}, "images of 64×80, the papers' 512×512"),
         ({"training": None}, None),
         ({"model": "tif_hrnet18"}, "40,000 iterations of 4 images, the papers' 50,000 of 8"),
         ({"model": "tif_swin_base", "saliency": "standard", "training": None}, None),

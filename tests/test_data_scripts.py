@@ -156,7 +156,7 @@ def test_the_script_itself_answers(here, monkeypatch, capsys, name):
 @pytest.mark.parametrize("decoder", ["mlore_vit_nano", "taskexpert_vit_nano_12", "tif_vit_nano"])
 @pytest.mark.parametrize("name", list(ROOTS))
 def test_what_was_prepared_trains_and_is_evaluated_with_every_decoder(originals, here, name, decoder):
-    from mlore_edu.evaluation import evaluate_run
+    from mlore_edu.judging import Choices, judge_run
     from mlore_edu.training.engine import train
 
     root = here / "data" / ROOTS[name]
@@ -168,4 +168,4 @@ def test_what_was_prepared_trains_and_is_evaluated_with_every_decoder(originals,
     )  # fmt: skip
     metrics = train(recipe, here / "run")
     assert set(metrics) == set(recipe.task_set.names)
-    assert evaluate_run(here / "run").metrics == metrics
+    assert judge_run(here / "run", Choices()).metrics == metrics

@@ -133,7 +133,7 @@ def test_people_are_stored_one_object_each_as_pascal_part_does(tmp_path, rendere
     objects = anno["objects"][0]
     people = [thing for thing in objects if thing["class_ind"].item() == 15]
     assert len(people) == len(np.unique(truth.instances[truth.semseg == DOLLHOUSE_CLASSES.index("person")]))
-    assert {name.item() for name in people[0]["parts"][0]["part_name"]} <= set(labels.PERSON_PART_IDS)
+    assert {name.item() for name in people[0]["parts"][0]["part_name"]} <= set(labels.MERGED_PART)
     assert people[0]["class"].item() == "person"
     assert people[0]["mask"].shape == (64, 64)
     assert all(thing["parts"].size == 0 for thing in objects if thing["class_ind"].item() != 15)

@@ -23,10 +23,9 @@ from mlore_edu.evaluation import (
     decode,
     draw,
     evaluate,
-    evaluate_run,
     recipe_meters,
 )
-from mlore_edu.judging import only_listed
+from mlore_edu.judging import Choices, judge_run, only_listed
 from mlore_edu.metrics import NYUD_BOUNDARY, DepthRMSE, make_meters
 from mlore_edu.model import ModelOutput
 from mlore_edu.tasks import DOLLHOUSE
@@ -222,7 +221,7 @@ def finished(tmp_path, monkeypatch):
 
 def test_evaluating_a_run_again_gives_its_numbers_to_the_last_digit(finished):
     folder, metrics = finished
-    result = evaluate_run(folder, progress=False)
+    result = judge_run(folder, Choices(progress=False))
     assert result.metrics == metrics == json.loads((folder / "metrics.json").read_text())["metrics"]
 
 
@@ -231,7 +230,7 @@ def test_evaluating_a_run_takes_another_protocol_and_another_root(finished, monk
     seen = []
     original = setup.make_validation_set
     monkeypatch.setattr(setup, "make_validation_set", lambda recipe: seen.append(recipe.root) or original(recipe))
-    result = evaluate_run(folder, root="/elsewhere", boundary_protocol="nyud", progress=False)
+    result = judge_run(folder, Choices(root="/elsewhere", boundary="nyud", progress=False))
     assert seen == ["/elsewhere"]
     assert result.metrics["edge"] != metrics["edge"]
     assert {**result.metrics, "edge": 0} == {**metrics, "edge": 0}
@@ -240,7 +239,7 @@ def test_evaluating_a_run_takes_another_protocol_and_another_root(finished, monk
 def test_a_folder_without_a_checkpoint_cannot_be_evaluated(tmp_path):
     (tmp_path / "recipe.json").write_text(RECIPE.to_json())
     with pytest.raises(UserError, match="holds no checkpoint yet; train it first"):
-        evaluate_run(tmp_path)
+        judge_run(tmp_path, Choices())
 
 
 @pytest.mark.slow

@@ -1,35 +1,12 @@
 """The self-checks tell right from wrong from unanswered, and never stop a chapter."""
 
+from importlib import import_module
+
 import pytest
 
 from mlore_edu.exercises import answered, exercise
-from tests import (
-    test_exercises_ch09,
-    test_exercises_ch11,
-    test_exercises_ch12,
-    test_exercises_ch13,
-    test_exercises_ch14,
-    test_exercises_ch15,
-    test_exercises_ch16,
-    test_exercises_ch17,
-    test_exercises_ch18,
-    test_exercises_ch19,
-    test_exercises_ch20,
-)
 
-CHAPTERS = (
-    test_exercises_ch09,
-    test_exercises_ch11,
-    test_exercises_ch12,
-    test_exercises_ch13,
-    test_exercises_ch14,
-    test_exercises_ch15,
-    test_exercises_ch16,
-    test_exercises_ch17,
-    test_exercises_ch18,
-    test_exercises_ch19,
-    test_exercises_ch20,
-)
+CHAPTERS = [import_module(f"tests.test_exercises_ch{chapter:02}") for chapter in range(3, 21)]
 ANSWERS = {check: answers for chapter in CHAPTERS for check, answers in chapter.ANSWERS.items()}
 """For each self-check its right answer and typical wrong ones, as the chapters' own tests list them."""
 
@@ -65,7 +42,7 @@ def test_an_empty_stub_is_not_answered(capsys):
 def test_the_right_answer_is_correct(check, capsys):
     right, *_ = ANSWERS[check]
     assert check(right)
-    assert "correct" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith(": correct.\n")
 
 
 @pytest.mark.parametrize(
@@ -73,10 +50,21 @@ def test_the_right_answer_is_correct(check, capsys):
 )
 def test_a_wrong_answer_gets_a_hint(check, wrong, capsys):
     assert not check(wrong)
-    assert "Hint:" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert ": not yet. " in printed
+    assert " Hint: " in printed
+    assert printed.count("\n") == 1
 
 
 @pytest.mark.parametrize("check", ANSWERS, ids=lambda check: check.__name__)
 def test_the_empty_stub_is_not_answered_yet(check, capsys):
     assert not check(lambda *arguments: ...)
-    assert "not answered yet" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith(": not answered yet.\n")
+
+
+@pytest.mark.parametrize(("number", "chapter"), list(enumerate(CHAPTERS, 3)))
+def test_the_checks_of_a_chapter_are_numbered_in_order(number, chapter, capsys):
+    for check in chapter.ANSWERS:
+        check(...)
+    expected = [f"Exercise {number}.{n}: not answered yet." for n in range(1, len(chapter.ANSWERS) + 1)]
+    assert capsys.readouterr().out.splitlines() == expected

@@ -257,6 +257,12 @@ def test_what_is_no_film_is_said_in_one_sentence(tmp_path):
         list(film_frames(tmp_path / "a.mp4"))
 
 
+@pytest.mark.parametrize("every", [0, -1, 0.5])
+def test_a_step_through_a_film_that_is_no_whole_number_is_refused_before_the_film_is_opened(tmp_path, every):
+    with pytest.raises(UserError, match=f"every is {every}; give a whole number of at least 1"):
+        list(film_frames(tmp_path / "none.mp4", every))
+
+
 def test_without_the_package_a_film_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(UserError, match="install it with 'pip install av'"):

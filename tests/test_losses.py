@@ -235,5 +235,6 @@ def test_what_a_user_can_get_wrong_is_said_in_one_sentence() -> None:
         loss(predictions, targets | {"depth": targets["depth"][:, :, :2]})
     with pytest.raises(UserError, match="no task 'dept'"):
         MultiTaskLoss(DOLLHOUSE, {"dept": 1.0})
-    with pytest.raises(UserError, match="from 0 to 1"):
-        MultiTaskLoss(DOLLHOUSE, edge_positive_weight=95)
+    for weight in (95, 1.0, 0.0, float("nan")):  # at 0 or 1 one of the two classes would teach nothing
+        with pytest.raises(UserError, match=f"edge_positive_weight is {weight}; give a number between 0 and 1"):
+            MultiTaskLoss(DOLLHOUSE, edge_positive_weight=weight)

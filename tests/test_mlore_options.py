@@ -318,6 +318,7 @@ REFUSALS: dict[str, dict[str, Any]] = {
     r"noise is None; give True or False\.": {"noise": None},
     r"balance_weight is -0\.1; give a number of at least 0\.": {"balance_weight": -0.1},
     r"balance_weight is nan; give a number of at least 0\.": {"balance_weight": float("nan")},
+    r"balance_weight is True; give a number of at least 0\.": {"balance_weight": True},
     r"balance_weight is '1'; give a number of at least 0\.": {"balance_weight": "1"},
     r"noise_start is 0\.01; give a standard deviation above 0\.01\.": {"noise_start": 0.01},
     r"noise_start is inf; give a standard deviation above 0\.01\.": {"noise_start": float("inf")},

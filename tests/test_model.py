@@ -11,7 +11,7 @@ from mlore_edu.decoders.base import resize
 from mlore_edu.errors import UserError
 from mlore_edu.heads import PredictionHead
 from mlore_edu.losses import MultiTaskLoss
-from mlore_edu.model import WIDTHS, MultiTaskModel, build_model, list_models
+from mlore_edu.model import DECODER_WIDTHS, MultiTaskModel, build_model, list_models
 from mlore_edu.tasks import DOLLHOUSE, NYUD_V2, PASCAL_CONTEXT, TaskSet
 
 
@@ -36,7 +36,7 @@ def test_every_family_of_backbones_carries_the_baseline(backbone: str) -> None:
     with torch.device("meta"):
         model = build_model(f"baseline_{backbone}", NYUD_V2, img_size=(448, 576))
         output = model(torch.empty(1, 3, 448, 576))
-    assert model.decoder.channels == WIDTHS[backbone]
+    assert model.decoder.channels == DECODER_WIDTHS[backbone]
     assert output.predictions["normals"].shape == (1, 3, 448, 576)
 
 
@@ -176,7 +176,7 @@ def test_weights_survive_a_round_trip_and_the_same_seed_builds_the_same_model() 
 def test_every_listed_model_is_a_decoder_on_a_backbone() -> None:
     assert "baseline_vit_nano" in list_models()
     assert "baseline_dinov3_large" in list_models()
-    assert set(WIDTHS) == set(BACKBONES)
+    assert set(DECODER_WIDTHS) == set(BACKBONES)
 
 
 def test_what_a_user_can_get_wrong_is_said_in_one_sentence() -> None:

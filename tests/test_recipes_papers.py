@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mlore_edu import published
-from mlore_edu.comparison import BACKBONES, METHODS, paper_rows
+from mlore_edu.comparison import METHODS, PRINTED_BACKBONES, paper_rows
 from mlore_edu.errors import UserError
 from mlore_edu.losses import MultiTaskLoss
 from mlore_edu.training.budget import stored_budget
@@ -104,7 +104,7 @@ def full_size(recipe):
 
 def test_every_model_that_the_papers_report_with_our_backbones_has_a_recipe():
     decoders = {method: decoder for decoder, method in METHODS.items() if decoder in NARROW}
-    backbones = {printed: backbone for backbone, printed in BACKBONES.items()}
+    backbones = {printed: backbone for backbone, printed in PRINTED_BACKBONES.items()}
     seen, missing = 0, set()
     for place, data in (("pascal", "pascal_context"), ("nyud", "nyud_v2")):
         for row in [row for decoder in decoders.values() for row in paper_rows(data, f"{decoder}_vit_large")]:

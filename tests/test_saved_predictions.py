@@ -1,6 +1,7 @@
 """Predictions in files: what is written, what is understood, and the same numbers out of them as from the model."""
 
 import json
+import shutil
 from functools import cache
 
 import numpy as np
@@ -397,12 +398,13 @@ def test_a_run_saves_its_predictions_and_they_are_judged_like_the_run(trained, t
         ("--predictions SAVED --data nyud_v2 --root ROOT", "does not hold NYUD-v2"),
         ("--predictions SAVED --data dollhouse --root ROOT --save-predictions X", "leave out --save-predictions"),
         ("RUN --partial", "--partial is for --predictions; leave it out"),
-        ("RUN --save-predictions SAVED", "is not an empty folder; choose another with --save-predictions"),
-        ("RUN --pictures SAVED", "is not an empty folder; choose another with --pictures"),
-        ("RUN --pictures SAVED/depth/1000000.npy", "is not an empty folder; choose another with --pictures"),
+        ("RUN --save-predictions SAVED", "and not an empty folder; choose another with --save-predictions"),
+        ("RUN --pictures SAVED", "and not an empty folder; choose another with --pictures"),
+        ("RUN --pictures SAVED/depth/1000000.npy", "and not an empty folder; choose another with --pictures"),
         ("RUN --boundary-protocol mine", "there is no --boundary-protocol mine; choose one of pascal, "),
         ("RUN --boundary-images ROOT/none.txt", "none.txt cannot be read"),
-        ("RUN --count 0", "--count is 0; give at least 1"),
+        ("RUN --count 3", "--count says how many pictures to draw; add --pictures FOLDER, or leave it out"),
+        ("RUN --pictures X --count 0", "--count is 0; give at least 1"),
         ("RUN --save-predictions /proc/p", "cannot write the predictions to /proc/p"),
         ("--predictions SAVED --data dollhouse --root ROOT --pictures /proc/p", "cannot write the pictures to /proc/p"),
     ],
@@ -419,3 +421,11 @@ def test_every_mistake_is_answered_in_one_sentence_and_changes_nothing(trained, 
     assert expected in sentence
     assert "\n" not in sentence
     assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+
+
+def test_images_whose_boundaries_count_are_refused_where_no_boundaries_are_judged(saved, capsys):
+    root, folder = saved
+    shutil.rmtree(folder / "edge")
+    words = f"evaluate --predictions {folder} --data dollhouse --root {root} --boundary-images {root}/val.txt"
+    assert cli.main(words.split()) == 2
+    assert "--boundary-images is for boundaries, and none are judged here; leave it out." in capsys.readouterr().err

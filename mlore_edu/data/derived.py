@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mlore_edu.arrays import Array
 from mlore_edu.atomic import write_atomically
-from mlore_edu.data.files import Array, png_bytes
+from mlore_edu.data.files import png_bytes
 
 RULES = "1"
 """Version of the rules that labels are derived by; a new one starts a new folder."""

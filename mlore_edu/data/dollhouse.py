@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mlore_edu.arrays import Array
 from mlore_edu.data.furniture import Solid
 from mlore_edu.data.interiors import DIFFICULTIES, EASY, FULL, MEDIUM, Difficulty, compose
 from mlore_edu.data.lighting import BAYER, antialias, block_mean, lambert, light_points
@@ -35,7 +35,6 @@ from mlore_edu.tasks import DOLLHOUSE_CLASSES
 
 __all__ = ["DIFFICULTIES", "EASY", "FULL", "MEDIUM", "Difficulty", "Scene", "boundaries", "faults", "salient", "scene"]
 
-Array = npt.NDArray[Any]
 
 SURFACES = tuple(DOLLHOUSE_CLASSES.index(name) for name in ("wall", "floor", "ceiling", "window", "picture", "rug"))
 """Classes that make up the room; all others are objects, and may be salient."""

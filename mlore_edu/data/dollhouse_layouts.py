@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from scipy.io import savemat
 
+from mlore_edu.arrays import Array
 from mlore_edu.atomic import write_atomically
 from mlore_edu.data import labels
 from mlore_edu.data.dollhouse import Scene, scene
 from mlore_edu.data.files import npy_bytes, png_bytes
 from mlore_edu.tasks import DOLLHOUSE_CLASSES, NYUD_CLASSES, PASCAL_CLASSES
 
-Array = npt.NDArray[Any]
 Layout = Literal["dollhouse", "pascal_context", "nyud_v2"]
 
 Job = tuple[str, Layout, int, tuple[int, int], str]

@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 from torchvision import tv_tensors
 
+from mlore_edu.arrays import Array
 from mlore_edu.data.tensors import ClassMap, Depth, Normals
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import IGNORE
-
-Array = npt.NDArray[Any]
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, struct.error, zlib.error, MatReadError)
 """What PIL, numpy and scipy raise, between them, on files that are cut off or of another kind."""

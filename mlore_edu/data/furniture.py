@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mlore_edu.arrays import Array
 from mlore_edu.data.materials import Material
 from mlore_edu.data.raycasting import Kind, Primitive
 
-Array = npt.NDArray[Any]
 Rng = np.random.Generator
 Paint = Callable[[str], Material]
 """Draws a material of a family: :func:`mlore_edu.data.materials.choose_material` with a scene's settings filled in."""

@@ -10,16 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mlore_edu.arrays import Array
 from mlore_edu.data import furniture, people
 from mlore_edu.data.furniture import Paint, Rng, Solid, Thing, placed, turn_y
 from mlore_edu.data.lighting import Light
 from mlore_edu.data.materials import choose_material
 from mlore_edu.data.raycasting import Primitive, look_at
 from mlore_edu.data.rooms import Interior, Rectangle
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,9 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mlore_edu.arrays import Array
 from mlore_edu.tasks import IGNORE
-
-Array = npt.NDArray[Any]
 
 
 def _package_data(name: str) -> Any:
@@ -26,8 +24,6 @@ LABELMAP_IDS: dict[str, int] = _package_data("pascal_context_459_names.json")
 """The 459 classes of PASCAL-Context's ``LabelMap``: id (1…459) by name."""
 NORMALS_VALID_IDS: tuple[int, ...] = tuple(_package_data("pascal_context_ids_with_valid_normals.json"))
 """The 170 of them that NYU also knows; the distilled normals are trusted only there."""
-PERSON_PART_IDS: dict[str, int] = _package_data("pascal_person_part_names.json")
-"""PASCAL-Part's 24 parts of a person: id by name (l and r are left and right, ll and lr … lower and upper)."""
 PERSON = 15
 """Class index of a person in PASCAL VOC."""
 
@@ -40,7 +36,8 @@ _MERGED_NAMES = {
     6: "llleg rlleg lfoot rfoot",
 }
 MERGED_PART = {name: part for part, names in _MERGED_NAMES.items() for name in names.split()}
-"""The field's merge of the 24 parts into six: head, torso, upper and lower arms, upper and lower legs."""
+"""The field's merge of PASCAL-Part's 24 parts of a person into six: head, torso, upper and lower arms, upper and lower
+legs. (The first l or r means left or right, a second letter l or u lower or upper.)"""
 
 
 def encode_normals(normals: Array) -> Array:

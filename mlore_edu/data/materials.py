@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from mlore_edu.arrays import Array
 
 _LATTICE = np.random.Generator(np.random.PCG64(0)).random(4096, dtype=np.float32)
 """Random values on an integer lattice, the same in every scene; a scene sees its own corner by an offset of (u, v)."""

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from mlore_edu.arrays import Array
 from mlore_edu.atomic import write_atomically
 from mlore_edu.data import labels
-from mlore_edu.data.files import Array, FileError, Folder, npy_bytes, png_bytes
+from mlore_edu.data.files import FileError, Folder, npy_bytes, png_bytes
 from mlore_edu.data.nyud_v2 import FILES, RECORD, SPLITS, build_of
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import IGNORE, NYUD_CLASSES

@@ -20,9 +20,10 @@ from typing import Any
 
 from torchvision import tv_tensors
 
+from mlore_edu.arrays import Array
 from mlore_edu.data import labels
 from mlore_edu.data.datasets import LabelledImages
-from mlore_edu.data.files import Array, Folder, class_map, depth_map, normals_map, open_split
+from mlore_edu.data.files import Folder, class_map, depth_map, normals_map, open_split
 from mlore_edu.data.tensors import Sample, Step
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import NYUD_CLASSES, NYUD_V2, TaskSet

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from torchvision import tv_tensors
 
+from mlore_edu.arrays import Array
 from mlore_edu.data import labels
 from mlore_edu.data.datasets import LabelledImages
 from mlore_edu.data.derived import DerivedLabels
-from mlore_edu.data.files import Array, class_map, normals_map, open_split
+from mlore_edu.data.files import class_map, normals_map, open_split
 from mlore_edu.data.tensors import Sample, Step
 from mlore_edu.tasks import PASCAL_CLASSES, PASCAL_CONTEXT, TaskSet
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mlore_edu.data.furniture import Array, Paint, Rng, Solid, Thing, placed, rod, solid
+from mlore_edu.arrays import Array
+from mlore_edu.data.furniture import Paint, Rng, Solid, Thing, placed, rod, solid
 from mlore_edu.data.materials import Material
 from mlore_edu.data.raycasting import Primitive
 

@@ -18,11 +18,12 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from mlore_edu.arrays import Array
 from mlore_edu.data.archives import unpack
 from mlore_edu.data.catalogue import BENCHMARKS, Benchmark, find_folder
 from mlore_edu.data.derived import DerivedLabels, derived_folder
 from mlore_edu.data.downloads import check_record
-from mlore_edu.data.files import Array, FileError, Folder
+from mlore_edu.data.files import FileError, Folder
 from mlore_edu.data.nyud_builds import MEANING, begin_conversion, convert, find_build, finish_conversion
 from mlore_edu.data.nyud_v2 import recorded_build
 from mlore_edu.data.parallel import in_parallel

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from mlore_edu.arrays import Array
 
 Kind = Literal["plane", "box", "ellipsoid", "cylinder", "capsule"]
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mlore_edu.arrays import Array
 from mlore_edu.data.furniture import Seat, Thing, placed, turn_y
 from mlore_edu.data.lighting import Light
 from mlore_edu.data.raycasting import Camera
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Their standard deviation."""
 
-Size = int | tuple[int, int]
 
-
-def _sides(size: Size) -> tuple[int, int]:
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
@@ -66,7 +64,7 @@ class RandomCrop:
     ``semseg`` label (a single-task baseline) the first draw is taken.
     """
 
-    size: Size
+    size: int | tuple[int, int]
     max_class_share: float = 0.75
     tries: int = 10
 
@@ -192,7 +190,7 @@ class Pad:
     ``meta["size"]`` is the size before padding and ``meta["offset"]`` its (top, left) corner in the frame.
     """
 
-    size: Size
+    size: int | tuple[int, int]
 
     def __call__(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
         height, width = sample["image"].shape[-2:]
@@ -256,7 +254,7 @@ class Pipeline:
 
 
 def train_transform(
-    size: Size,
+    size: int | tuple[int, int],
     *,
     scale: tuple[float, float] = (0.5, 2.0),
     max_class_share: float = 0.75,
@@ -298,6 +296,6 @@ def train_transform(
     return Pipeline((*steps, *eval_transform(size).steps))
 
 
-def eval_transform(size: Size) -> Pipeline:
+def eval_transform(size: int | tuple[int, int]) -> Pipeline:
     """Normalise, pad to ``size`` and convert: what validation images and the end of training share."""
     return Pipeline((Normalise(), Pad(size), IgnoreEmptyParts(), ToTargets()))

@@ -16,9 +16,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from tqdm import tqdm
 
+from mlore_edu.arrays import Array
 from mlore_edu.data.catalogue import BENCHMARKS, Benchmark
 from mlore_edu.data.derived import DerivedLabels
-from mlore_edu.data.files import Array, FileError, Folder
+from mlore_edu.data.files import FileError, Folder
 from mlore_edu.data.nyud_builds import MEANING
 from mlore_edu.data.nyud_v2 import NYUDv2, recorded_build
 from mlore_edu.data.parallel import in_parallel
@@ -39,7 +40,7 @@ FARTHEST = 80.0
 
 
 @dataclass
-class Report:
+class Findings:
     """What was found: ``facts`` that are as they should be or worth knowing, and ``problems``, each in one sentence."""
 
     facts: list[str] = field(default_factory=list)
@@ -68,7 +69,7 @@ def grouped(faults: Iterable[FileError], total: int) -> list[str]:
     return lines
 
 
-def verify(name: str, root: str | Path, *, contents: bool = True, workers: int = 1, progress: bool = True) -> Report:
+def verify(name: str, root: str | Path, *, contents: bool = True, workers: int = 1, progress: bool = True) -> Findings:
     """Look at every file that the splits of a data set name.
 
     Parameters
@@ -90,7 +91,7 @@ def verify(name: str, root: str | Path, *, contents: bool = True, workers: int =
         If the folder cannot be looked at: not there, another data set, another build.
     """
     benchmark, root = BENCHMARKS[name], Path(root)
-    report = Report()
+    report = Findings()
     ids = _check_splits(benchmark, root, report)
     images = [image for listed in ids.values() for image in listed]
     faults = _check_presence(benchmark, root, images, report)
@@ -113,7 +114,7 @@ def verify(name: str, root: str | Path, *, contents: bool = True, workers: int =
     return report
 
 
-def _check_splits(benchmark: Benchmark, root: Path, report: Report) -> dict[str, list[str]]:
+def _check_splits(benchmark: Benchmark, root: Path, report: Findings) -> dict[str, list[str]]:
     """The ids of each split, after judging their number, doubles and overlap."""
     ids: dict[str, list[str]] = {}
     expected = benchmark.expected_counts(root)
@@ -139,7 +140,7 @@ def _check_splits(benchmark: Benchmark, root: Path, report: Report) -> dict[str,
     return ids
 
 
-def _check_presence(benchmark: Benchmark, root: Path, images: Sequence[str], report: Report) -> list[FileError]:
+def _check_presence(benchmark: Benchmark, root: Path, images: Sequence[str], report: Findings) -> list[FileError]:
     """Which files are not there, folder by folder; folders that are missing as a whole are said at once."""
     folder, faults = Folder(root, "unpack the archive again"), []
     for kind, patterns in benchmark.files.items():
@@ -244,7 +245,7 @@ ODD: dict[str, Callable[[Array], str]] = {
 """What is possible, but not seen in good files, by kind of file: a phrase, or nothing."""
 
 
-def _check_sizes(benchmark: Benchmark, root: Path, sizes: Counter[str], report: Report) -> None:
+def _check_sizes(benchmark: Benchmark, root: Path, sizes: Counter[str], report: Findings) -> None:
     common = ", ".join(f"{size} ({count:,} images)" for size, count in sizes.most_common(3))
     more = f" and {len(sizes) - 3:,} other sizes" if len(sizes) > 3 else ""
     report.facts.append(f"image sizes: {common}{more}")

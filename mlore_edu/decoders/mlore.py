@@ -19,14 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlore_edu.checks import check_choice, check_weight, check_whole
 from mlore_edu.decoders.base import DecoderOutput, MapShape
-from mlore_edu.decoders.checks import check_choice, check_switches, check_whole
 from mlore_edu.decoders.low_rank import Form, LowRankConv2d, LowRankExperts, TaskExperts
 from mlore_edu.decoders.mlore_options import (
     SHAZEER_NOISE,
     MLoREOptions,
     active_experts,
-    check_noise_start,
     check_paths,
     preset,
     rank_schedule,
@@ -280,19 +279,11 @@ class MLoREDecoder(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("variant", variant, get_args(Variant))
-        check_choice("experts_kind", experts_kind, ("low_rank", "conv"))
-        check_choice("router", router, get_args(RouterKind))
-        check_choice("form", form, get_args(Form))
-        check_switches(generic=generic, task_experts=task_experts, stop_gradient=stop_gradient)
-        check_switches(softmax_first=softmax_first, noise=noise)
-        check_whole(1, modules=modules, task_rank=task_rank, generic_rank=1 if generic_rank is None else generic_rank)
-        check_whole(0, plain_maps=plain_maps, experts=experts)
-        check_noise_start(noise_start)
-        check_paths(experts, generic, generic_rank, task_experts, stop_gradient)
+        check_whole(1, modules=modules)
+        check_whole(0, plain_maps=plain_maps)
         if plain_maps >= len(maps):
             raise UserError(f"plain_maps is {plain_maps} of {len(maps)} maps; leave at least one to the modules.")
-        if not isinstance(balance_weight, (int, float)) or not 0 <= balance_weight < torch.inf:
-            raise UserError(f"balance_weight is {balance_weight!r}; give a number of at least 0.")
+        check_weight(balance_weight=balance_weight)
         self.task_names, self.channels, self.balance_weight = tasks.names, channels, balance_weight
         self.size = max((shape.height, shape.width) for shape in maps)
         released = variant == "released"
@@ -312,6 +303,7 @@ class MLoREDecoder(nn.Module):
             noise_start=noise_start,
             form=form,
         )
+        check_paths(options)
         count = len(tasks)
         self.narrow = nn.ModuleList(nn.Conv2d(shape.channels, channels, 1) for shape in maps)
         self.scales = nn.ModuleList()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from mlore_edu.decoders.checks import check_whole
+from mlore_edu.checks import check_choice, check_switches, check_whole
 from mlore_edu.decoders.low_rank import Form
 from mlore_edu.decoders.moe import SMALLEST_NOISE
 from mlore_edu.decoders.routers import RouterKind
@@ -36,6 +36,17 @@ class MLoREOptions:
     noise: bool = True
     noise_start: float = SHAZEER_NOISE
     form: Form = "auto"
+
+    def __post_init__(self) -> None:
+        check_choice("experts_kind", self.experts_kind, ("low_rank", "conv"))
+        check_choice("router", self.router, get_args(RouterKind))
+        check_choice("form", self.form, get_args(Form))
+        check_switches(generic=self.generic, task_experts=self.task_experts, stop_gradient=self.stop_gradient)
+        check_switches(softmax_first=self.softmax_first, noise=self.noise)
+        check_whole(1, task_rank=self.task_rank, generic_rank=1 if self.generic_rank is None else self.generic_rank)
+        if type(self.noise_start) not in (int, float) or not SMALLEST_NOISE < self.noise_start < math.inf:
+            # The least noise is a floor that no gradient passes: noise that starts there stays there.
+            raise UserError(f"noise_start is {self.noise_start!r}; give a standard deviation above {SMALLEST_NOISE}.")
 
 
 def rank_schedule(experts: int, lowest: int, highest: int) -> tuple[int, ...]:
@@ -103,22 +114,16 @@ def preset(backbone: str, tasks: TaskSet, options: Mapping[str, Any]) -> dict[st
     return dict(SIZES.get(size, SMALL))
 
 
-def check_paths(experts: int, generic: bool, rank: int | None, task_experts: bool, stop_gradient: bool) -> None:
-    """Refuse a module without a path, one below which nothing would learn, and the rank of a path that is not there."""
-    if rank is not None and not generic:
-        raise UserError(f"generic_rank is {rank}, but generic is False; leave one of them out.")
-    if experts or task_experts:
+def check_paths(options: MLoREOptions) -> None:
+    """Refuse modules without a path, ones below which nothing would learn, and the rank of a path that is not there."""
+    if options.generic_rank is not None and not options.generic:
+        raise UserError(f"generic_rank is {options.generic_rank}, but generic is False; leave one of them out.")
+    if options.ranks or options.task_experts:
         return
-    if not generic:
+    if not options.generic:
         raise UserError("An MLoRE module needs a path; leave in experts, generic or task_experts.")
-    if stop_gradient:
+    if options.stop_gradient:
         raise UserError(
             "Nothing below a generic path alone would learn, since its gradient is stopped; "
             "leave in experts or task_experts, or give stop_gradient=False."
         )
-
-
-def check_noise_start(std: float) -> None:
-    """The least noise is a floor that no gradient passes: noise that starts there stays there."""
-    if type(std) not in (int, float) or not SMALLEST_NOISE < std < math.inf:
-        raise UserError(f"noise_start is {std!r}; give a standard deviation above {SMALLEST_NOISE}.")

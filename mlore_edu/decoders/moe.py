@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlore_edu.checks import check_switches, check_weight, check_whole
 from mlore_edu.decoders.base import DecoderOutput, MapShape, resize
-from mlore_edu.decoders.checks import check_switches, check_whole
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import TaskSet
 
@@ -359,8 +359,7 @@ class MoEDecoder(nn.Module):
         check_switches(noise=noise)
         self.k = max(1, round(0.6 * experts)) if k is None else k
         _check_active(self.k, experts)
-        if type(balance_weight) not in (int, float) or not 0 <= balance_weight < torch.inf:
-            raise UserError(f"balance_weight is {balance_weight!r}; give a number of at least 0.")
+        check_weight(balance_weight=balance_weight)
         self.task_names = tasks.names
         self.channels = channels
         self.balance_weight = balance_weight

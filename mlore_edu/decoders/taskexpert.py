@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from mlore_edu.checks import check_choice, check_switches, check_whole
 from mlore_edu.decoders.base import DecoderOutput, MapShape
-from mlore_edu.decoders.checks import check_choice, check_switches, check_whole
 from mlore_edu.decoders.moe import top_k_mask
 from mlore_edu.decoders.per_task import PerTaskBatchNorm2d, PerTaskConv2d, resize_tasks
 from mlore_edu.errors import UserError

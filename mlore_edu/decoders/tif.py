@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlore_edu.checks import check_choice, check_switches, check_whole
 from mlore_edu.decoders.base import DecoderOutput, MapShape
-from mlore_edu.decoders.checks import check_choice, check_switches, check_whole
 from mlore_edu.decoders.per_task import PerTaskBatchNorm2d, PerTaskConv2d, PerTaskLayerNorm
 from mlore_edu.decoders.pyramid import SimpleFeaturePyramid, align
 from mlore_edu.errors import UserError

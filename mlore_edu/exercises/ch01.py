@@ -6,13 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mlore_edu.arrays import Array
 from mlore_edu.data.labels import MERGED_PART
 from mlore_edu.exercises import answered, exercise
 from mlore_edu.tasks import IGNORE
-
-Array = npt.NDArray[Any]
 
 
 def _same(answer: Any, expected: Array, message: str) -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mlore_edu.arrays import Array
 from mlore_edu.exercises import answered, exercise
-
-Array = npt.NDArray[Any]
 
 
 @exercise("2.1", hint="Throw the pixels labelled 255 out of the prediction too, then count both and either.")

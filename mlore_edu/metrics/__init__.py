@@ -15,7 +15,7 @@ from mlore_edu.metrics.depth import DepthRMSE
 from mlore_edu.metrics.meter import Meter
 from mlore_edu.metrics.multitask_gain import implied_baselines, multitask_gain
 from mlore_edu.metrics.normals import NormalError, angular_error
-from mlore_edu.metrics.saliency import MaxF, Variant
+from mlore_edu.metrics.saliency import MaxF, SaliencyVariant
 from mlore_edu.metrics.segmentation import MeanIoU
 from mlore_edu.tasks import NYUD_V2, PASCAL_CONTEXT, TaskSet
 
@@ -46,7 +46,7 @@ _BOUNDARY = {PASCAL_CONTEXT.name: PASCAL_BOUNDARY, NYUD_V2.name: NYUD_BOUNDARY}
 def make_meters(
     tasks: TaskSet,
     *,
-    saliency: Variant = "standard",
+    saliency: SaliencyVariant = "standard",
     depth_per_image: bool = False,
     boundary: BoundaryProtocol | None = None,
     workers: int = 0,

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import linprog
 
+from mlore_edu.arrays import Array
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import TaskSet
-
-Array: TypeAlias = npt.NDArray[np.float64]
 
 
 def multitask_gain(results: Mapping[str, float], baseline: Mapping[str, float], tasks: TaskSet) -> float:

@@ -12,7 +12,7 @@ from mlore_edu.errors import UserError
 from mlore_edu.metrics.meter import check_labels, check_maps, check_probability, check_same
 from mlore_edu.tasks import IGNORE
 
-Variant = Literal["standard", "released", "astmt"]
+SaliencyVariant = Literal["standard", "released", "astmt"]
 
 THRESHOLDS = tuple(k / 20 for k in range(1, 20))
 """The 19 thresholds 0.05, 0.10, …, 0.95; a pixel is salient where the probability is greater."""
@@ -36,9 +36,9 @@ class MaxF:
     Built by hand in chapter 2. In all variants the threshold is chosen on the data that is being scored.
     """
 
-    def __init__(self, variant: Variant = "standard") -> None:
-        if variant not in get_args(Variant):
-            raise UserError(f"maxF: no variant {variant!r}; choose one of {', '.join(get_args(Variant))}.")
+    def __init__(self, variant: SaliencyVariant = "standard") -> None:
+        if variant not in get_args(SaliencyVariant):
+            raise UserError(f"maxF: no variant {variant!r}; choose one of {', '.join(get_args(SaliencyVariant))}.")
         self.variant = variant
         self.beta_squared = 1.0 if variant == "astmt" else 0.3
         # pixels of each kind by the number of thresholds they exceed: one histogram serves all thresholds

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from mlore_edu.checks import check_inner_share
 from mlore_edu.errors import UserError
 from mlore_edu.tasks import TASK_SETS, TaskSet
 
@@ -181,8 +182,7 @@ class Recipe:
             raise UserError(f"drop_path_rate is {self.drop_path_rate}; give a probability below 1.")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema is {self.ema}; give a share below 1 such as 0.999, or 0 for no average.")
-        if not 0 < self.edge_positive_weight < 1:
-            raise UserError(f"edge_positive_weight is {self.edge_positive_weight}; give a number between 0 and 1.")
+        check_inner_share(edge_positive_weight=self.edge_positive_weight)
         if min(self.img_size) < 16:
             raise UserError(f"img_size is {self.img_size[0]} x {self.img_size[1]}; give at least 16 16.")
         if self.batch_size % self.accumulation:
@@ -223,7 +223,7 @@ class Recipe:
         """
         try:
             stored = json.loads(text)
-            return cls(**{name: _as_tuple(value) for name, value in stored.items()})
+            return cls(**{name: as_tuple(value) for name, value in stored.items()})
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(
                 f"the stored recipe cannot be read ({error}); it was damaged or made by another version: "
@@ -236,9 +236,9 @@ class Recipe:
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
-def _as_tuple(value: Any) -> Any:
+def as_tuple(value: Any) -> Any:
     """JSON knows no tuples: turn its lists back into them."""
-    return tuple(_as_tuple(part) for part in value) if isinstance(value, list) else value
+    return tuple(as_tuple(part) for part in value) if isinstance(value, list) else value
 
 
 def override(recipe: Recipe, arguments: Sequence[str]) -> Recipe:

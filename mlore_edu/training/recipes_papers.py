@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlore_edu import published
 from mlore_edu.tasks import TASK_SETS
 from mlore_edu.training.recipe import Recipe
 
-Variant = Literal["paper", "released"]
+if TYPE_CHECKING:  # the list of recipes is to come at once, without PyTorch
+    from mlore_edu.decoders.mlore import Variant
 
 FIELD = Recipe(
     name="field",
