@@ -153,7 +153,7 @@ show("tif", 9)
 show("tif", 10)
 
 # %% [markdown]
-# ## Every network that was trained
+# ## Every network of the sweeps
 #
 # Relative gains over single-task networks in percent, means over seeds; the half-width of Δm's 95 % interval stands
 # behind ±. These are the networks that stand beside the papers' tables, and their variants. Those of the book's own

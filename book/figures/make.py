@@ -111,7 +111,7 @@ def draw_house() -> None:
     axis.text(
         10.4,
         0.35,
-        "measured in chapter 2 · trained at full scale in chapters 15–17",
+        "measured in chapter 2 · taken to full scale in chapters 15–17",
         ha="center",
         style="italic",
     )

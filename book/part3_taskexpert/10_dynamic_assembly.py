@@ -43,7 +43,7 @@ tasks = me.DOLLHOUSE
 T = len(tasks)
 
 # %% [markdown]
-# Here is what a network of the book, trained on the Dollhouse, does with that freedom.
+# Here is what a network of the book, trained on Dollhouse, does with that freedom.
 # `book/results/make_taskexpert_inside.py` wrote down its gates on six validation scenes: numbers from 0 to 1 that say
 # how much of each expert a task takes, at each of 16 × 16 tokens ({numref}`fig-10-first`).
 

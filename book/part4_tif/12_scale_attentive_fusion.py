@@ -1205,8 +1205,9 @@ for table, pairs_ in steps_of.items():
         print(f"{a:9} → {b:9}{claimed:+6.2f}   {value:+5.1f} ± {half:.1f}   {said}")
 
 # %% [markdown]
-# All steps are noise. On the Dollhouse, with three seeds, SAFF makes no difference to Δm that could be told from the seeds, be it at two scales or at four. The
-# intervals are about as wide as the paper's largest step, so this does not contradict the paper either; a single run a row, as in its tables, could not have told.
+# All steps are noise. On Dollhouse, with five seeds, SAFF makes no difference to Δm that could be told from the seeds, be
+# it at two scales or at four. The intervals hold the paper's steps as well as zero, so this does not contradict the paper
+# either; a single run a row, as in its tables, could not have told.
 #
 # Δm is a mean. The paper's tables move segmentation and boundaries up, normals down; {numref}`fig-12-tasks` has ours, task by task.
 
@@ -1237,9 +1238,10 @@ for table, (a, b) in (
         print(f"   {task.name:12}{value:+7.2f} ± {half:.2f} {task.unit:2} {word}")
 
 # %% [markdown]
-# Of the paper's picture, segmentation and boundaries up and normals not, only the boundaries come back, in Table 6's step, and there segmentation goes the other
-# way and depth gains. In Table 9's the normals get better, and nothing else moves. Among twelve comparisons at 95 % one would be
-# outside the noise by chance.
+# Of the paper's picture, segmentation and boundaries up and normals not, nothing comes back. Segmentation gets worse in
+# both steps; the normals get better in the first, depth better and saliency worse in the second. Among twelve comparisons
+# at 95 % one outside the noise would be no surprise. Five are more than that, and they say that SAFF moves what the
+# network is good at from one task to another. Here it is not the paper's way.
 #
 # None of this says much about fusing into the high scales, since in our networks these make next to nothing of what they are offered. Rows that
 # differ in SAFF differ in the filter of Eqs. 4 and 5, in the number of layers, in what scale 3 hears, and in the noise of their
@@ -1254,7 +1256,7 @@ for row in ("W/4 SAFF", "W/O SAFF"):
     print(f"{row} → normalised: {value:+.1f} ± {half:.1f} % in Δm")
 
 # %% [markdown]
-# Nothing either. Even a fusion that every scale listens to brings the tasks no gain that three seeds can show. The encoder offers an explanation: its scales 1 to 3 come
+# Nothing either. Even a fusion that every scale listens to brings the tasks no gain that a few seeds can show. The encoder offers an explanation: its scales 1 to 3 come
 # from a transformer in which every token has already seen the whole image, and scale 0 from a stem that each task's last convolution joins to them anyway. A
 # pyramid of convolutions, whose fine maps have never seen what is far away, would have more to gain from SAFF; that was not run.
 #

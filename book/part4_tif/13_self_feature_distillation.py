@@ -48,7 +48,7 @@ short = ["segmentation", "parts", "saliency", "normals", "depth", "boundaries"]
 
 # %% [markdown]
 # What tasks do when they may only look into themselves can be seen. `book/results/make_tif_distillation.py` trained a
-# TIF on the Dollhouse and wrote down its **attention** on four validation scenes: how much each task, at each of 8 ×
+# TIF on Dollhouse and wrote down its **attention** on four validation scenes: how much each task, at each of 8 ×
 # 8 tokens, takes from each of the others ({numref}`fig-13-first`).
 
 # %%
@@ -1114,7 +1114,7 @@ assert four["yes"] > two["yes"]
 assert four["no"] < two["no"]
 
 # %% [markdown]
-# Now the same on the Dollhouse, from `book/results/make_tif_sweeps.py`: both kinds of attention without SAFF and
+# Now the same on Dollhouse, from `book/results/make_tif_sweeps.py`: both kinds of attention without SAFF and
 # LTHD, on the same sets of tasks, several seeds each. The spread between seeds is pooled over all configurations, for
 # each metric, as in [chapter 9](../part2_mlore/09_mlore_assembled.ipynb).
 
@@ -1219,8 +1219,8 @@ for (block, name), (value, half) in ours.items():
 # (The last word of each line judges the paper's claim that tasks are better without interaction, not its single
 # numbers; {numref}`fig-13-table1` draws them.)
 #
-# On our side nearly all of it is noise. What does leave the noise, leaves it to the side of the paper. A few seeds at this size show no
-# harm done by attention across tasks, and no good either; they could have missed differences as small as the paper's.
+# On our side all of it is noise. Five seeds at this size show no harm done by attention across tasks, and no good either;
+# they could have missed differences as small as most of the paper's.
 #
 # ### Tables 7 and 8, and the equations
 #
@@ -1324,7 +1324,7 @@ for name, before, after in steps:
         )
 
 # %% [markdown]
-# A second scale with SFD, and attending within the task: on the Dollhouse neither makes a difference that three seeds show. Nor does it matter
+# A second scale with SFD, and attending within the task: on Dollhouse neither makes a difference that five seeds show. Nor does it matter
 # whether the keys have six maps or one, as it should not, with Adam's rate already chosen. The query of the first task is harmless, if not in the spirit of the
 # title. The missing $1/\sqrt{C}$ is not: training does not recover from a softmax that starts nearly closed, even at a width of 32 and not 96. So
 # Eq. 8 as printed is no variant but a slip.

@@ -1081,9 +1081,9 @@ for name, (before, after) in zip(("+ SAFF", "+ SFD", "+ LTHD", "all three"), ste
     print(f"{name:14}", *(f"{cell:>8}" for cell in cells))
 
 # %% [markdown]
-# No step is outside the noise. Steps as small as the paper's single ones, three seeds cannot see. But its whole ladder, from no module to all of them, comes to two
-# and a half percent, and that would have been seen: ours ends where it began, give or take one percent. On the Dollhouse, with this encoder and this
-# budget, the three modules bring nothing that shows in Δm. Task by task, a step wins here what it loses there.
+# No step is outside the noise. The smallest of the paper's steps, five seeds cannot see. But its whole ladder, from no
+# module to all of them, comes to two and a half percent, and that would have been seen: ours ends where it began, give or
+# take less than one percent. On Dollhouse, with this encoder and this budget, the three modules bring nothing that shows in Δm. Task by task, a step wins here what it loses there.
 #
 # The other three comparisons are ours.
 

@@ -410,7 +410,7 @@ for name, value in vars(generic).items():
 #
 # In the paper, it is the difference of two printed numbers: of Δm where it is printed, otherwise the relative gain of one row over the other. Both are percent, and neither has an error bar, since every row was trained once.
 #
-# Here, each configuration was trained with several seeds, and the same seeds throughout. A seed decides on the order of the images and on which of them are mirrored, so two networks with the same seed
+# Here, each configuration that a claim compares was trained with five seeds, and the same seeds throughout. A seed decides on the order of the images and on which of them are mirrored, so two networks with the same seed
 # have seen the same film. So we subtract **seed by seed**, and ask for the mean of these $n$ differences $d_s$. If they are normally distributed, then
 #
 # ```{math}
@@ -614,12 +614,15 @@ for verdict in (sc.SUPPORTED, sc.CONTRADICTED):
         )
 
 # %% [markdown]
+# (One line of the second list stands there twice: that every task gains is said of both data sets, and a single
+# comparison of ours answers both.)
+#
 # ### What we could have seen
 #
 # *Noise* is no verdict on the paper. It is one on our experiment: the interval holds zero, and usually the paper's size as well. How large would a true effect have to be for us to find it? A difference is found when the interval leaves zero out; with its spread and number
 # of seeds, each comparison finds a certain true effect in four of five attempts. That size is the field `seen`.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-17-seen", "caption": "For each claim, the size that the paper reports against the true size that our seeds would find in four of five attempts. Only what lies below the diagonal had a fair chance."}, "image": {"alt": "A scatter of dots on logarithmic axes. Along the horizontal axis the paper's sizes run from a few hundredths of a percent to three percent; along the vertical one the sizes that we would see run from tenths of a percent to about ten. Most dots lie above the diagonal."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-17-seen", "caption": "For each claim, the size that the paper reports against the true size that our seeds would find in four of five attempts. Only what lies below the diagonal had a fair chance."}, "image": {"alt": "A scatter of dots on logarithmic axes. Along the horizontal axis the paper's sizes run from a few hundredths of a percent to three percent; along the vertical one the sizes that we would see lie mostly between one and five percent. Most dots lie above the diagonal."}}
 several = ("every task", "most tasks")  # whose interval is not one of a single mean
 visible = [
     one
@@ -1005,7 +1008,7 @@ for task in me.NYUD_V2:
 #
 # ## What it means, and what it does not
 #
-# **It means** that the networks are rebuilt: they have the printed sizes and costs, to within what is printed. It means that on one small data set, at one small size, with one budget, most of what the papers' ablations say cannot be told from nothing with a few seeds, while the choice of a pyramid or of the gates' noise, which no table
+# **It means** that the networks are rebuilt: they have the printed sizes and costs, to within what is printed. It means that on one small data set, at one small size, with one budget, most of what the papers' ablations say cannot be told from nothing with a few seeds, while the widths of a pyramid or the gates' noise, which no table
 # varies, can. And it means that a printed table can be audited by anyone with a linear program.
 #
 # **It does not mean** that the papers are wrong. Dollhouse has 400 rooms of one generator, where PASCAL-Context has 5,000 photographs; a mixture may need variety to have something to mix. `vit_nano` starts from random numbers, where the papers' encoders are pre-trained on millions of images. A network of a million weights that has seen 2,400 images is early in its training, and what helps early

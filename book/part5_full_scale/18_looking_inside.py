@@ -1119,4 +1119,4 @@ _ = ch18.check_explained(explained)
 # - Facts about a way of looking hold for every network; facts about a network hold for that network.
 #
 # You can now open any model of this library, draw what it does inside, and say for each drawing what it would have looked like by
-# chance. [The next chapter](19_your_own_images.ipynb) leaves the rooms of the Dollhouse, and takes the networks to pictures of your own.
+# chance. [The next chapter](19_your_own_images.ipynb) leaves the rooms of Dollhouse, and takes the networks to pictures of your own.

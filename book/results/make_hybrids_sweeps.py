@@ -39,10 +39,12 @@ def paper(decoder: str, **options) -> Configuration:
 
 
 SWEEPS: Sweeps = {
-    # MLoRE's experts with TaskExpert's memory, no larger than MLoRE; and the same without the memory.
+    # MLoRE's experts with TaskExpert's memory, no larger than MLoRE; the same without the memory, all else as it was; and
+    # with four more experts instead of the memory.
     "memory": {
         "experts with memory": own("ExpertsWithMemory", experts=11),
-        "without memory": own("ExpertsWithMemory", memory=False),
+        "memory taken out": own("ExpertsWithMemory", experts=11, memory=False),
+        "more experts instead": own("ExpertsWithMemory", memory=False),
     },
     # MLoRE's experts where TIF has its attention, no larger than TIF, without and with TIF's fusion; and no experts, but
     # wider features, in as many parameters.
