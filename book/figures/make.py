@@ -18,6 +18,7 @@ from mlore_edu.plots import OKABE_ITO, show_grid, use_style
 
 HERE = Path(__file__).parent
 TASKS = ("semseg", "human_parts", "saliency", "normals", "depth", "edge")
+WORDS = {"semseg": "classes", "human_parts": "human\nparts", "edge": "boundaries"}
 SEED = 23
 
 
@@ -68,8 +69,8 @@ def draw_house() -> None:
     axis.text(7.1, 6.75, "four maps", ha="center")
     box(
         *(axis, 8.3, 1.2, 4.3, 6.6, "Decoder"),
-        "baseline (3)\nmixture of experts (4)\nMLoRE (5–9)\nTaskExpert (10–11)\nTIF (12–14)",
-        "chapters 3–14",
+        "baseline (3)\nmixture of experts (4)\nMLoRE (5–9)\nTaskExpert (10–11)\nTIF (12–14)\nyour own (20)",
+        "chapters 3–14, 20",
         OKABE_ITO[3],
     )
     box(
@@ -88,7 +89,7 @@ def draw_house() -> None:
         axis.text(
             17.8,
             7.75 - 1.37 * index,
-            task.replace("_", "\n"),
+            WORDS.get(task, task),
             va="center",
             fontsize=9,
         )
@@ -109,11 +110,12 @@ def draw_house() -> None:
             )
         )
     axis.text(
-        10.4,
+        8.2,
         0.35,
-        "measured in chapter 2 · taken to full scale in chapters 15–17",
+        "measured in chapters 2 and 17 · taken to full scale in 15 and 16 · looked into in 18 · on your own images in 19",
         ha="center",
         style="italic",
+        fontsize=8.5,
     )
     figure.savefig(HERE / "house.png", dpi=110)
 
