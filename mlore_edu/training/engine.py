@@ -149,7 +149,7 @@ class Training:
         if self.recipe.batch_size % parts:
             raise UserError(
                 f"a batch of {self.recipe.batch_size} cannot be split among {distributed.world_size()} processes with "
-                f"{self.recipe.accumulation} part(s) each; choose a --batch-size that is a multiple of {parts}."
+                f"{self.recipe.accumulation} part{'s' * (self.recipe.accumulation > 1)} each; choose a --batch-size that is a multiple of {parts}."
             )
         return make_loader(
             train_set,
