@@ -352,7 +352,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
 def test_a_batch_that_cannot_be_divided_among_processes_is_a_user_error(monkeypatch):
     training = Training(OneConvolution(("depth",)), SGD, CPU)
     monkeypatch.setattr("mlore_edu.training.distributed.world_size", lambda: 3)
-    with pytest.raises(UserError, match="a batch of 2 cannot be split among 3 processes"):
+    with pytest.raises(UserError, match="a batch of 2 cannot be split into 3 equal parts"):
         training.loader(Noise(tasks=SGD.task_set))
 
 

@@ -148,8 +148,9 @@ class Training:
         parts = distributed.world_size() * self.recipe.accumulation
         if self.recipe.batch_size % parts:
             raise UserError(
-                f"a batch of {self.recipe.batch_size} cannot be split among {distributed.world_size()} processes with "
-                f"{self.recipe.accumulation} part{'s' * (self.recipe.accumulation > 1)} each; choose a --batch-size that is a multiple of {parts}."
+                f"a batch of {self.recipe.batch_size} cannot be split into {parts} equal parts ("
+                f"{distributed.world_size()} processes × --accumulation {self.recipe.accumulation}); "
+                f"choose a --batch-size that is a multiple of {parts}."
             )
         return make_loader(
             train_set,
