@@ -26,8 +26,8 @@ help:
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "Python 3.10 or newer is needed; name one with: make PYTHON=python3.11"; exit 1; }
-	@test -x $(BIN)/python || test "$$(df -Pk . | awk 'NR == 2 { print $$4 }')" -ge 12000000 || \
-		{ echo "Installing takes 12 GB of disk for a while and keeps 7 GB; make room in this folder's disk."; exit 1; }
+	@test -x $(BIN)/python || test "$$(df -Pk . | awk 'NR == 2 { print $$4 }')" -ge 14000000 || \
+		{ echo "Installing takes up to 14 GB of disk for a while and keeps 7 GB; make room in this folder's disk."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "Python's venv module is missing; on Debian or Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "Installing into $(VENV) (a few minutes, about 7 GB) ..."
