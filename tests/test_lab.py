@@ -100,7 +100,9 @@ def test_a_full_disk_is_told_before_anything_is_installed(tmp_path):
     )
     df.chmod(0o755)
     path = f"{df.parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(["make", "lab"], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "lab"], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True
+    )
     assert done.returncode == 2
     assert done.stdout.decode().splitlines() == [
         "Installing takes up to 14 GB of disk for a while and keeps 7 GB; make room in this folder's disk."
